@@ -1,0 +1,9 @@
+//! One file per arrow of the picture in the crate's docs; each opens with the type that it produces.
+
+pub mod decode;
+pub mod embed;
+pub mod evaluate;
+pub mod preprocess;
+pub mod report;
+pub mod scan;
+pub mod store;
