@@ -35,3 +35,11 @@ pub struct ImageRef {
     /// Where the bytes are.
     pub path: PathBuf,
 }
+
+/// A picture whose bytes were read once, to know whether they changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    pub image: ImageRef,
+    /// Hex SHA-256 of the file's bytes.
+    pub sha256: String,
+}
