@@ -1,1 +1,236 @@
-//! (in work)
+//! The command line: definitions only. What each command does stands in `commands` and `pipeline`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::metric::Metric;
+use crate::models::{Precision, Provider};
+
+/// Folders of labelled pictures into a searchable, evaluated image index.
+#[derive(Debug, Parser)]
+#[command(name = "imagedex", version, max_term_width = 110, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+    /// How messages on standard error look. Their level: environment variable IMAGEDEX_LOG (info, debug, …).
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+const AFTER_HELP: &str = "\
+A pipeline is one TOML file; pipelines/quickstart.toml explains each key.
+Exit codes: 0 done · 1 a quality gate failed · 2 usage or configuration · 3 finished, too many pictures failed
+· 4 infrastructure (model, runtime, engine, disk) · 75 another run holds the lock · 130 interrupted, work saved.";
+
+/// How messages look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Extract, load, evaluate and report; what is already done is not done again
+    Run(Pipeline),
+    /// Pictures → the feature table; only what is new or changed is embedded
+    Extract(Pipeline),
+    /// Feature table → the engine
+    Load(Pipeline),
+    /// Queries against the engine → measures
+    Evaluate(Pipeline),
+    /// Measures → Markdown and the table on the terminal
+    Report(Pipeline),
+    /// Find pictures like this one
+    Search(Search),
+    /// Ask the tables `features`, `failures` and `per_query`
+    Sql(Sql),
+    /// Import or export feature files
+    #[command(subcommand)]
+    Features(Features),
+    /// Build, verify or calibrate the model files
+    #[command(subcommand)]
+    Models(Models),
+    /// Download and check the model source, ONNX Runtime and the sample pictures
+    Setup(Setup),
+    /// Check inputs, model, runtime, engine, permissions and versions before a run
+    Doctor(Pipeline),
+    /// The original's index.py: a folder of pictures → one HDF5 file
+    Index(Index),
+    /// The original's retrieval.py: search an HDF5 file for pictures like this one
+    Retrieve(Retrieve),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+/// A pipeline file and changes to it.
+#[derive(Debug, Args)]
+pub struct Pipeline {
+    /// The pipeline file
+    #[arg(value_name = "PIPELINE.toml", env = "IMAGEDEX_PIPELINE")]
+    pub pipeline: PathBuf,
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub struct Overrides {
+    /// Lay a value over the file, such as --set model.precision=fp32; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Search {
+    /// The picture to search for
+    pub image: PathBuf,
+    /// The pipeline whose gallery is searched
+    #[arg(short, long, value_name = "PIPELINE.toml", env = "IMAGEDEX_PIPELINE", default_value = "pipelines/quickstart.toml")]
+    pub pipeline: PathBuf,
+    /// How many hits
+    #[arg(short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub k: u32,
+    #[arg(long, value_enum, default_value_t = Metric::Cosine)]
+    pub metric: Metric,
+    /// The engine to ask; default: the pipeline's
+    #[arg(long)]
+    pub engine: Option<String>,
+    /// Leave out hits with a lower score
+    #[arg(long)]
+    pub threshold: Option<f32>,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub overrides: Overrides,
+}
+
+#[derive(Debug, Args)]
+pub struct Sql {
+    /// One SELECT statement
+    pub query: String,
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    #[arg(long, value_enum, default_value_t = SqlFormat::Table)]
+    pub format: SqlFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SqlFormat {
+    Table,
+    Csv,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Features {
+    /// Write the table as .h5 (the original's layout), .npy + .parquet, .csv or .parquet, by the file's ending
+    Export {
+        file: PathBuf,
+        #[command(flatten)]
+        pipeline: Pipeline,
+    },
+    /// Read such a file into a new feature table
+    Import {
+        file: PathBuf,
+        /// The folder of the new table
+        #[arg(long)]
+        table: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ModelFiles {
+    /// `vgg16`, or the path of a model card
+    #[arg(long, default_value = "vgg16")]
+    pub card: String,
+    /// The cache folder; default: IMAGEDEX_CACHE, else the user's
+    #[arg(long)]
+    pub cache: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Models {
+    /// Weights → ONNX files, each checked against its sha256 in the card
+    Build {
+        /// Weights of your own: Keras' vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5
+        #[arg(long)]
+        weights: Option<PathBuf>,
+        #[command(flatten)]
+        files: ModelFiles,
+    },
+    /// Check the built files against the card
+    Verify(#[command(flatten)] ModelFiles),
+    /// Measure activation ranges for int8 on a folder of photos
+    Calibrate {
+        /// Folder of photos; default: the ones that set-up brings
+        #[arg(long)]
+        photos: Option<PathBuf>,
+        /// The file to write
+        #[arg(long, default_value = "models/vgg16.int8.toml")]
+        output: PathBuf,
+        #[command(flatten)]
+        files: ModelFiles,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Setup {
+    /// Also write all 60,000 sample pictures
+    #[arg(long)]
+    pub all_samples: bool,
+    /// Hash everything that is in the cache again, and repair it
+    #[arg(long)]
+    pub verify: bool,
+    /// The cache folder; default: IMAGEDEX_CACHE, else the user's
+    #[arg(long)]
+    pub cache: Option<PathBuf>,
+}
+
+/// Flags of the original's index.py, and how to compute.
+#[derive(Debug, Args)]
+pub struct Index {
+    /// Folder of pictures
+    #[arg(long = "train_data", value_name = "DIR")]
+    pub train_data: PathBuf,
+    /// The HDF5 file to write
+    #[arg(long = "index_file", value_name = "FILE")]
+    pub index_file: PathBuf,
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// Flags of the original's retrieval.py, and how to compute.
+#[derive(Debug, Args)]
+pub struct Retrieve {
+    /// Where to search
+    #[arg(long, value_enum, default_value_t = OriginalEngine::Numpy)]
+    pub engine: OriginalEngine,
+    /// The picture to search for
+    #[arg(long = "test_data", value_name = "IMAGE")]
+    pub test_data: PathBuf,
+    /// The HDF5 file to search
+    #[arg(long = "index_file", value_name = "FILE")]
+    pub index_file: PathBuf,
+    #[command(flatten)]
+    pub compute: Compute,
+}
+
+/// The original's names of engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OriginalEngine {
+    /// Exact search in memory: our `flat`
+    Numpy,
+}
+
+#[derive(Debug, Args)]
+pub struct Compute {
+    #[arg(long, value_enum, default_value_t = Precision::Fp32)]
+    pub precision: Precision,
+    #[arg(long, value_enum, default_value_t = Provider::Cpu)]
+    pub provider: Provider,
+    /// The cache folder; default: IMAGEDEX_CACHE, else the user's
+    #[arg(long)]
+    pub cache: Option<PathBuf>,
+}

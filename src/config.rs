@@ -1,1 +1,549 @@
-//! (in work)
+//! One pipeline file (TOML) → [`PipelineConfig`], complete and checked before any work starts.
+//!
+//! A value comes from a flag (`--set model.precision=fp32`), else from the environment
+//! (`IMAGEDEX_MODEL__PRECISION=fp32`), else from the file, else from the default stated at the field.
+//! Relative paths in the file count from the folder that holds it, so a cron job may start anywhere;
+//! relative paths in flags and in the environment count from the current folder.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::engines::EngineConfig;
+use crate::metric::Metric;
+use crate::models::{ModelChoice, Normalize, Pooling, Precision, Provider, Resize};
+use crate::stages::decode::Exif;
+use crate::stages::evaluate::Mode;
+use crate::stages::scan::LabelRule;
+
+/// Why a pipeline file cannot be used. Exit code 2.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read pipeline file {path}: {source}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{origin}: {reason}")]
+    Parse { origin: String, reason: String },
+    #[error("{origin}: {key}: {reason}")]
+    Value { origin: String, key: &'static str, reason: String },
+}
+
+/// A pipeline file, as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PipelineFile {
+    name: Option<String>,
+    work: Option<PathBuf>,
+    cache: Option<PathBuf>,
+    input: InputFile,
+    #[serde(default)]
+    model: ModelFile,
+    #[serde(default)]
+    runtime: RuntimeFile,
+    #[serde(default)]
+    features: FeaturesFile,
+    #[serde(default)]
+    load: LoadFile,
+    #[serde(default)]
+    evaluate: EvaluateFile,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InputFile {
+    gallery: PathBuf,
+    queries: Option<PathBuf>,
+    label: Option<LabelFile>,
+    #[serde(default)]
+    exif: Exif,
+    max_pixels: Option<u64>,
+    max_failures: Option<Budget>,
+}
+
+/// `"folder"`, `"top_folder"`, `"none"`, or `{ regex = "…" }`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "label is \"folder\", \"top_folder\", \"none\" or { regex = \"…\" }")]
+enum LabelFile {
+    Named(String),
+    Regex { regex: String },
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ModelFile {
+    card: Option<String>,
+    precision: Option<Precision>,
+    provider: Option<Provider>,
+    pooling: Option<Pooling>,
+    normalize: Option<Normalize>,
+    resize: Option<Resize>,
+    batch: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuntimeFile {
+    library: Option<PathBuf>,
+    threads: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeaturesFile {
+    table: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoadFile {
+    engine: Option<EngineConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EvaluateFile {
+    metrics: Option<Vec<Metric>>,
+    k: Option<Vec<usize>>,
+    modes: Option<Vec<Mode>>,
+}
+
+/// How many pictures may fail before the run ends with exit code 3: a count (`20`) or a share (`"1%"`).
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "Value")]
+pub enum Budget {
+    Count(u64),
+    /// From 0 to 1, of the pictures scanned.
+    Share(f64),
+}
+
+impl Budget {
+    /// Whether `failed` of `scanned` pictures is more than allowed.
+    pub fn is_exceeded(self, failed: u64, scanned: u64) -> bool {
+        match self {
+            Budget::Count(most) => failed > most,
+            Budget::Share(share) => failed as f64 > share * scanned as f64,
+        }
+    }
+}
+
+impl std::fmt::Display for Budget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Budget::Count(most) => write!(f, "{most}"),
+            Budget::Share(share) => write!(f, "{}%", share * 100.0),
+        }
+    }
+}
+
+impl TryFrom<Value> for Budget {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let wanted = "max_failures is a count such as 20, or a share such as \"1%\"";
+        match &value {
+            Value::Integer(count) => u64::try_from(*count).map(Budget::Count).map_err(|_| wanted.to_owned()),
+            Value::String(text) => text
+                .strip_suffix('%')
+                .and_then(|number| number.trim().parse::<f64>().ok())
+                .filter(|percent| (0.0..=100.0).contains(percent))
+                .map(|percent| Budget::Share(percent / 100.0))
+                .ok_or_else(|| wanted.to_owned()),
+            _ => Err(wanted.to_owned()),
+        }
+    }
+}
+
+/// Everything that a run needs to know, finished.
+#[derive(Debug, Clone)]
+pub struct PipelineConfig {
+    /// `name`: what reports call the run. Default: the file's name without its ending.
+    pub name: String,
+    /// `work`: the folder of the lock, the books and the report. Default: `runs/<name>` beside the file.
+    pub work: PathBuf,
+    /// `cache`: where set-up put the runtime and the models. Default: the user's cache folder.
+    pub cache: Option<PathBuf>,
+    pub input: Input,
+    /// `model.card`: `vgg16` for the built-in one, or the path of a card.
+    pub card: String,
+    pub model: ModelChoice,
+    /// `runtime.library`: the ONNX Runtime library. Default: the one in the cache.
+    pub runtime_library: Option<PathBuf>,
+    /// `runtime.threads`: of decoding and of inference. Default: one for each core.
+    pub threads: usize,
+    /// `features.table`: the folder of the Delta table. Default: `features` in the work folder.
+    pub features: PathBuf,
+    /// `load.engine`. Default: `flat`.
+    pub engine: EngineConfig,
+    pub evaluate: Evaluate,
+}
+
+/// What is read, and how bad files are treated.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// `input.gallery`: a folder, or a CSV, JSONL or Parquet manifest.
+    pub gallery: PathBuf,
+    /// `input.queries`: the same for labelled test pictures.
+    pub queries: Option<PathBuf>,
+    /// `input.label`: where a picture's class comes from. Default: the folder that holds it.
+    pub label: LabelRule,
+    /// `input.exif`: `ignore`, as the original does, or `apply`. Default: `ignore`.
+    pub exif: Exif,
+    /// `input.max_pixels`: width x height above which a picture is refused unread. Default: 100 million.
+    pub max_pixels: u64,
+    /// `input.max_failures`. Default: 1 %.
+    pub max_failures: Budget,
+}
+
+/// What is measured.
+#[derive(Debug, Clone)]
+pub struct Evaluate {
+    /// `evaluate.metrics`. Default: all four.
+    pub metrics: Vec<Metric>,
+    /// `evaluate.k`: cut-offs. Default: 1, 5, 10.
+    pub ks: Vec<usize>,
+    /// `evaluate.modes`. Default: `held_out` where there are queries, else `leave_one_out`.
+    pub modes: Vec<Mode>,
+}
+
+/// Default of `input.max_pixels`: the largest cameras' 100 megapixels.
+pub const DEFAULT_MAX_PIXELS: u64 = 100_000_000;
+const PATH_KEYS: [&str; 7] =
+    ["work", "cache", "input.gallery", "input.queries", "model.card", "runtime.library", "features.table"];
+
+impl PipelineConfig {
+    /// Reads `file` and lays `overrides` (`key.path=value`, from flags) and the environment over it.
+    pub fn load(file: &Path, overrides: &[String]) -> Result<PipelineConfig, ConfigError> {
+        let environment = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        Self::load_with(file, overrides, environment)
+    }
+
+    fn load_with(
+        file: &Path,
+        overrides: &[String],
+        environment: impl Iterator<Item = (String, String)>,
+    ) -> Result<PipelineConfig, ConfigError> {
+        let origin = file.display().to_string();
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| ConfigError::Read { path: file.to_owned(), source })?;
+        let mut table: Table =
+            toml::from_str(&text).map_err(|error| parse_error(&origin, Some(&text), &error))?;
+        // Read once as it stands, so that a mistake in the file is told with its line.
+        let as_written = toml::from_str::<PipelineFile>(&text);
+        let changes = changes(overrides, environment)?;
+        if changes.is_empty() || !is_missing_key(&as_written) {
+            as_written.map_err(|error| parse_error(&origin, Some(&text), &error))?;
+        }
+        let folder = absolute(file.parent().unwrap_or(Path::new("")));
+        let mut parsed = resolve_paths(&mut table, &folder)
+            .try_into::<PipelineFile>()
+            .map_err(|error| parse_error(&origin, None, &error));
+        for change in &changes {
+            change.apply(&mut table);
+            parsed = table.clone().try_into::<PipelineFile>().map_err(|error| parse_error(&change.origin, None, &error));
+        }
+        parsed?.finish(file, &origin, &folder)
+    }
+}
+
+/// Whether the file fails only because something required is missing, which an override may still supply.
+fn is_missing_key(parsed: &Result<PipelineFile, toml::de::Error>) -> bool {
+    parsed.as_ref().is_err_and(|error| error.message().starts_with("missing field"))
+}
+
+impl PipelineFile {
+    fn finish(self, file: &Path, origin: &str, folder: &Path) -> Result<PipelineConfig, ConfigError> {
+        let value_error = |key, reason: String| ConfigError::Value { origin: origin.to_owned(), key, reason };
+        let name = self.name.unwrap_or_else(|| file.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        let work = self.work.unwrap_or_else(|| folder.join("runs").join(&name));
+        let label = match self.input.label {
+            None => LabelRule::Folder,
+            Some(LabelFile::Regex { regex }) => {
+                LabelRule::regex(&regex).map_err(|reason| value_error("input.label", reason.to_string()))?
+            }
+            Some(LabelFile::Named(name)) => match name.as_str() {
+                "folder" => LabelRule::Folder,
+                "top_folder" => LabelRule::TopFolder,
+                "none" => LabelRule::None,
+                other => {
+                    let reason = format!("`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}");
+                    return Err(value_error("input.label", reason));
+                }
+            },
+        };
+        let threads = match self.runtime.threads {
+            Some(0) => return Err(value_error("runtime.threads", "must be at least 1".to_owned())),
+            Some(threads) => threads,
+            None => std::thread::available_parallelism().map_or(1, usize::from),
+        };
+        let batch = self.model.batch.unwrap_or(ModelChoice::DEFAULT_BATCH);
+        if batch == 0 || batch > 1024 {
+            return Err(value_error("model.batch", format!("{batch} is not between 1 and 1024")));
+        }
+        let metrics = self.evaluate.metrics.unwrap_or_else(|| Metric::ALL.to_vec());
+        if metrics.is_empty() {
+            return Err(value_error("evaluate.metrics", "names no metric".to_owned()));
+        }
+        let mut ks = self.evaluate.k.unwrap_or_else(|| vec![1, 5, 10]);
+        ks.sort_unstable();
+        ks.dedup();
+        if ks.is_empty() || ks.contains(&0) {
+            return Err(value_error("evaluate.k", "needs at least one cut-off, each at least 1".to_owned()));
+        }
+        let held_out = self.input.queries.is_some();
+        let modes = self
+            .evaluate
+            .modes
+            .unwrap_or_else(|| vec![if held_out { Mode::HeldOut } else { Mode::LeaveOneOut }]);
+        if modes.is_empty() {
+            return Err(value_error("evaluate.modes", "names no mode".to_owned()));
+        }
+        if modes.contains(&Mode::HeldOut) && !held_out && !is_manifest(&self.input.gallery) {
+            let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
+            return Err(value_error("evaluate.modes", reason.to_owned()));
+        }
+        Ok(PipelineConfig {
+            features: self.features.table.unwrap_or_else(|| work.join("features")),
+            name,
+            work,
+            cache: self.cache,
+            input: Input {
+                gallery: self.input.gallery,
+                queries: self.input.queries,
+                label,
+                exif: self.input.exif,
+                max_pixels: self.input.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS),
+                max_failures: self.input.max_failures.unwrap_or(Budget::Share(0.01)),
+            },
+            card: self.model.card.unwrap_or_else(|| "vgg16".to_owned()),
+            model: ModelChoice {
+                precision: self.model.precision.unwrap_or(Precision::Fp32),
+                provider: self.model.provider.unwrap_or(Provider::Cpu),
+                pooling: self.model.pooling.unwrap_or(Pooling::Max),
+                normalize: self.model.normalize.unwrap_or(Normalize::L2),
+                resize: self.model.resize,
+                batch,
+            },
+            runtime_library: self.runtime.library,
+            threads,
+            engine: self.load.engine.unwrap_or_default(),
+            evaluate: Evaluate { metrics, ks, modes },
+        })
+    }
+}
+
+/// Whether `path` is a manifest file by its ending.
+pub fn is_manifest(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
+}
+
+/// One value laid over the file.
+struct Change {
+    /// Where it comes from, for error texts.
+    origin: String,
+    key: Vec<String>,
+    value: Value,
+}
+
+impl Change {
+    fn apply(&self, table: &mut Table) {
+        let Some((last, sections)) = self.key.split_last() else { return };
+        let mut table = table;
+        for section in sections {
+            let entry = table.entry(section.clone()).or_insert_with(|| Value::Table(Table::new()));
+            if !entry.is_table() {
+                *entry = Value::Table(Table::new());
+            }
+            let Value::Table(inner) = entry else { return };
+            table = inner;
+        }
+        table.insert(last.clone(), self.value.clone());
+    }
+}
+
+/// Environment first, flags after it, so that a flag wins.
+fn changes(
+    overrides: &[String],
+    environment: impl Iterator<Item = (String, String)>,
+) -> Result<Vec<Change>, ConfigError> {
+    let mut changes = Vec::new();
+    for (variable, text) in environment {
+        let Some(key) = variable.strip_prefix("IMAGEDEX_") else { continue };
+        // IMAGEDEX_LOG and IMAGEDEX_PIPELINE belong to the command line, not to the pipeline file.
+        if matches!(key, "LOG" | "PIPELINE") {
+            continue;
+        }
+        let key: Vec<String> = key.split("__").map(str::to_ascii_lowercase).collect();
+        let value = value_of(&key, &text);
+        changes.push(Change { origin: format!("environment variable {variable}"), key, value });
+    }
+    changes.sort_by(|a, b| a.key.cmp(&b.key));
+    for text in overrides {
+        let Some((key, value)) = text.split_once('=') else {
+            return Err(ConfigError::Parse {
+                origin: format!("--set {text}"),
+                reason: "is not of the form key=value, such as model.precision=fp32".to_owned(),
+            });
+        };
+        let key: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
+        let value = value_of(&key, value.trim());
+        changes.push(Change { origin: format!("--set {text}"), key, value });
+    }
+    Ok(changes)
+}
+
+/// Text as a TOML value where it is one, else as a string; paths count from the current folder.
+fn value_of(key: &[String], text: &str) -> Value {
+    if PATH_KEYS.contains(&key.join(".").as_str()) && !is_builtin_card(&key.join("."), text) {
+        return Value::String(absolute(Path::new(text)).to_string_lossy().into_owned());
+    }
+    toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// A card without a folder or an ending is the name of a built-in one.
+fn is_builtin_card(key: &str, text: &str) -> bool {
+    key == "model.card" && !text.contains(['/', '\\']) && !text.ends_with(".toml")
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let joined = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    // `a/../b` reads badly in messages; resolve it where that is safe, which is where `a` exists.
+    joined.canonicalize().unwrap_or(joined)
+}
+
+/// Lets the relative paths of a file count from its folder.
+fn resolve_paths(table: &mut Table, folder: &Path) -> Table {
+    for key in PATH_KEYS {
+        let (section, name) = key.split_once('.').map_or((None, key), |(section, name)| (Some(section), name));
+        let holder = match section {
+            None => Some(&mut *table),
+            Some(section) => table.get_mut(section).and_then(Value::as_table_mut),
+        };
+        if let Some(Value::String(text)) = holder.and_then(|holder| holder.get_mut(name))
+            && !is_builtin_card(key, text)
+        {
+            *text = clean(&folder.join(&text)).to_string_lossy().into_owned();
+        }
+    }
+    table.clone()
+}
+
+/// `a/b/../c` → `a/c`, by name only: the folder may not exist yet.
+fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir if cleaned.file_name().is_some() => {
+                cleaned.pop();
+            }
+            std::path::Component::CurDir => {}
+            other => cleaned.push(other),
+        }
+    }
+    cleaned
+}
+
+/// A TOML error with its place, and the nearest known key where a key is unknown.
+fn parse_error(origin: &str, text: Option<&str>, error: &toml::de::Error) -> ConfigError {
+    let origin = match (text, error.span()) {
+        (Some(text), Some(span)) => {
+            format!("{origin}:{}", text[..span.start.min(text.len())].matches('\n').count() + 1)
+        }
+        _ => origin.to_owned(),
+    };
+    let message = error.message();
+    let mut words = message.split('`').skip(1).step_by(2);
+    let reason = match (message.starts_with("unknown field"), words.next()) {
+        (true, Some(unknown)) => {
+            let known: Vec<&str> = words.collect();
+            let nearest = known
+                .iter()
+                .map(|key| (strsim::damerau_levenshtein(unknown, key), *key))
+                .min()
+                .filter(|(distance, _)| *distance <= 3);
+            match nearest {
+                Some((_, key)) => format!("unknown key `{unknown}`; did you mean `{key}`?"),
+                None => format!("unknown key `{unknown}`; known here: {}", known.join(", ")),
+            }
+        }
+        _ => message.replace("missing field", "missing key").replace('\n', " "),
+    };
+    ConfigError::Parse { origin, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, overrides: &[&str], environment: &[(&str, &str)]) -> Result<PipelineConfig, String> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("shop.toml");
+        std::fs::write(&file, text).expect("writable");
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        let environment = environment.iter().map(|(key, value)| (key.to_string(), value.to_string()));
+        PipelineConfig::load_with(&file, &overrides, environment)
+            .map_err(|error| error.to_string().replace(&file.display().to_string(), "shop.toml"))
+    }
+
+    #[test]
+    fn a_short_file_gets_the_originals_recipe() {
+        let config = load("[input]\ngallery = 'pictures'", &[], &[]).expect("valid");
+        assert_eq!(config.name, "shop");
+        assert!(config.input.gallery.is_absolute() && config.input.gallery.ends_with("pictures"));
+        assert_eq!(config.model.precision, Precision::Fp32);
+        assert_eq!(config.model.pooling, Pooling::Max);
+        assert_eq!(config.model.resize, None);
+        assert_eq!(config.evaluate.modes, [Mode::LeaveOneOut]);
+        assert!(config.features.ends_with("runs/shop/features"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        let error = load("[input]\ngallery = 'a'\n[model]\nprecison = 'fp32'", &[], &[]).expect_err("misspelt");
+        assert_eq!(error, "shop.toml:4: unknown key `precison`; did you mean `precision`?");
+        let error = load("[input]\ngallery = 'a'", &["model.pooling=median"], &[]).expect_err("no such pooling");
+        assert!(error.starts_with("--set model.pooling=median: unknown variant `median`"), "{error}");
+        let error = load("[input]\ngallery = 'a'", &[], &[("IMAGEDEX_MODLE__POOLING", "max")]).expect_err("misspelt");
+        assert!(error.contains("IMAGEDEX_MODLE__POOLING: unknown key `modle`; did you mean `model`?"), "{error}");
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_that_over_the_file() {
+        let text = "[input]\ngallery = 'a'\n[model]\nprecision = 'fp32'\npooling = 'avg'\nbatch = 4";
+        let environment = [("IMAGEDEX_MODEL__PRECISION", "bf16"), ("IMAGEDEX_MODEL__POOLING", "gem"), ("IMAGEDEX_LOG", "x")];
+        let config = load(text, &["model.precision=int8", "evaluate.k=[3, 1]"], &environment).expect("valid");
+        assert_eq!(config.model.precision, Precision::Int8);
+        assert_eq!(config.model.pooling, Pooling::Gem);
+        assert_eq!(config.model.batch, 4);
+        assert_eq!(config.evaluate.ks, [1, 3]);
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        for (text, expected) in [
+            ("[evaluate]\nk = [0]\n[input]\ngallery = 'a'", "evaluate.k: needs at least one cut-off"),
+            ("[evaluate]\nk = []\n[input]\ngallery = 'a'", "evaluate.k: needs at least one cut-off"),
+            ("[input]\ngallery = 'a'\nlabel = 'year'", "input.label: `year` is not one of"),
+            ("[input]\ngallery = 'a'\nlabel = { regex = '(' }", "input.label"),
+            ("[input]\ngallery = 'a'\nmax_failures = '1'", "max_failures is a count such as 20"),
+            ("[evaluate]\nmodes = ['held_out']\n[input]\ngallery = 'a'", "held_out needs input.queries"),
+            ("[model]\nbatch = 0\n[input]\ngallery = 'a'", "model.batch"),
+            ("name = 'x'", "missing key `input`"),
+        ] {
+            let error = load(text, &[], &[]).expect_err(text);
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_budget_is_a_count_or_a_share() {
+        assert!(!Budget::Share(0.01).is_exceeded(1, 100));
+        assert!(Budget::Share(0.01).is_exceeded(2, 100));
+        assert!(Budget::Count(0).is_exceeded(1, 100));
+        assert!(!Budget::Share(0.0).is_exceeded(0, 0));
+    }
+}

@@ -1,4 +1,12 @@
-//! The program's exit codes.
+//! The program's exit codes, and which error means which.
+
+use crate::config::ConfigError;
+use crate::engines::EngineError;
+use crate::lock::LockError;
+use crate::models::ModelError;
+use crate::stages::evaluate::EvaluateError;
+use crate::stages::scan::ScanError;
+use crate::stages::store::StoreError;
 
 /// How a run ended, as the shell, cron and CI see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,4 +25,39 @@ pub enum Exit {
     Locked = 75,
     /// Ctrl-C or SIGTERM: the open batch was finished and committed.
     Interrupted = 130,
+}
+
+/// A wrong argument, noticed after the command line was parsed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+impl Exit {
+    /// The code of an error: what its cause is decides, wherever in the chain it stands. Unknown causes are infrastructure.
+    pub fn of(error: &anyhow::Error) -> Exit {
+        error.chain().find_map(Exit::of_cause).unwrap_or(Exit::Infrastructure)
+    }
+
+    fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+        if cause.is::<ConfigError>() || cause.is::<UsageError>() || cause.is::<ScanError>() {
+            return Some(Exit::Usage);
+        }
+        if let Some(error) = cause.downcast_ref::<LockError>() {
+            return Some(match error {
+                LockError::Held { .. } => Exit::Locked,
+                LockError::Io { .. } => Exit::Infrastructure,
+            });
+        }
+        if let Some(error) = cause.downcast_ref::<StoreError>() {
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+        }
+        if let Some(error) = cause.downcast_ref::<ModelError>() {
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+        }
+        if let Some(error) = cause.downcast_ref::<EngineError>() {
+            let usage = matches!(error, EngineError::UnsupportedMetric { .. } | EngineError::ZeroK);
+            return Some(if usage { Exit::Usage } else { Exit::Infrastructure });
+        }
+        cause.is::<EvaluateError>().then_some(Exit::Usage)
+    }
 }

@@ -6,16 +6,30 @@
 //! report ◀──Evaluation── evaluate ◀──Hit── engine ◀──EmbeddingBatch── load ◀─────────┘
 //! ```
 //!
-//! Modules are listed in the order in which the data flows through them.
+//! Three phases, each restartable from the artefact before it: *extract* (pictures → feature table), *load* (table →
+//! engine), *evaluate* (engine → report). `pipeline` calls them in order; `stages` has one file per arrow.
 
+// What a person types, and how it ends.
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod exit;
+pub mod interrupt;
+pub mod lock;
+pub mod progress;
+pub mod setup;
+
+// The run, and what it counts.
 pub mod pipeline;
+pub mod stats;
 
-pub mod metric;
-pub mod models;
-
+// What crosses the arrows, and what does the work.
 pub mod embedders;
 pub mod engines;
+pub mod metric;
+pub mod models;
 pub mod stages;
+
+// Other ways to the features.
+pub mod exchange;
+pub mod sql;

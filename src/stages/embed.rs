@@ -1,6 +1,15 @@
-//! [`ImageBatch`](super::preprocess::ImageBatch) → [`EmbeddingBatch`] through an [`Embedder`](crate::embedders::Embedder).
+//! [`ImageBatch`](super::preprocess::ImageBatch) → [`EmbeddingBatch`] through an [`Embedder`].
+//!
+//! Decoding runs ahead on its own threads and hands batches over through a short queue; the model works on this
+//! thread and hands chunks to the store. What is in memory is the queue and one chunk, however many pictures there are.
 
-use super::decode::Picture;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::decode::{self, Decoded, Failure, Picture, PictureOptions};
+use super::scan::Seen;
+use crate::embedders::{EmbedError, Embedder};
+use crate::progress::Progress;
 
 /// Pictures with their vectors: what the store writes, what it reads back, and what engines load.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -39,4 +48,89 @@ impl EmbeddingBatch {
         self.vectors.append(&mut other.vectors);
         self.norms.append(&mut other.norms);
     }
+}
+
+/// Batches that wait between decoding and the model: enough that neither waits for the other's hiccups.
+const QUEUE: usize = 4;
+
+/// When the open chunk is handed to the store: kill -9 loses at most this much work.
+#[derive(Debug, Clone, Copy)]
+pub struct ChunkRule {
+    /// Rows of the first chunk; each further one is twice as large, up to `most`: a table likes few large files.
+    pub first: usize,
+    pub most: usize,
+    /// A chunk older than this is handed over whatever its size.
+    pub age: Duration,
+}
+
+impl Default for ChunkRule {
+    fn default() -> Self {
+        ChunkRule { first: 4_096, most: 65_536, age: Duration::from_secs(120) }
+    }
+}
+
+/// What became of the pictures.
+#[derive(Debug, Default)]
+pub struct Embedded {
+    /// Pictures embedded and handed over.
+    pub pictures: usize,
+    pub failures: Vec<Failure>,
+    /// Wall-clock seconds in which the model worked.
+    pub model_seconds: f64,
+    /// Wall-clock seconds in which the model waited for decoded pictures.
+    pub wait_seconds: f64,
+}
+
+/// Embeds `images` in their order; `commit` gets chunks that together hold each picture that could be decoded once.
+///
+/// When `stop` is set, what is decoded by then is still embedded and committed, and the rest is left for the next run.
+pub fn embed<E: From<EmbedError>>(
+    embedder: &mut dyn Embedder,
+    images: &[Seen],
+    options: &PictureOptions,
+    chunks: ChunkRule,
+    stop: &AtomicBool,
+    mut commit: impl FnMut(EmbeddingBatch) -> Result<(), E>,
+) -> Result<Embedded, E> {
+    let mut progress = Progress::start("embed", images.len() as u64);
+    let mut embedded = Embedded::default();
+    let mut open = EmbeddingBatch::default();
+    let mut opened = Instant::now();
+    let mut size = chunks.first;
+    let (send, receive) = crossbeam_channel::bounded::<Decoded>(QUEUE);
+    std::thread::scope(|scope| {
+        // Moved into the scope: an early return drops it, and the decoder ends at its next `send`.
+        let receive = receive;
+        scope.spawn(move || decode::batches(images, options, stop, |decoded| send.send(decoded).is_ok()));
+        loop {
+            let waiting = Instant::now();
+            let Ok(Decoded { batch, failures }) = receive.recv() else { break };
+            embedded.wait_seconds += waiting.elapsed().as_secs_f64();
+            progress.advance(batch.pictures.len(), failures.len());
+            embedded.failures.extend(failures);
+            if batch.pictures.is_empty() {
+                continue;
+            }
+            let working = Instant::now();
+            let vectors = embedder.embed(batch)?;
+            embedded.model_seconds += working.elapsed().as_secs_f64();
+            if open.is_empty() {
+                opened = Instant::now();
+            }
+            embedded.pictures += vectors.len();
+            open.append(vectors);
+            if open.len() >= size || opened.elapsed() >= chunks.age {
+                commit(std::mem::take(&mut open))?;
+                size = (size * 2).min(chunks.most);
+            }
+        }
+        if !open.is_empty() {
+            commit(open)?;
+        }
+        progress.finish();
+        if stop.load(Ordering::Relaxed) {
+            tracing::warn!("interrupted: {} of {} pictures are done and stored", embedded.pictures, images.len());
+        }
+        Ok(embedded)
+    })
 }

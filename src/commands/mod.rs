@@ -1,0 +1,62 @@
+//! What each command of the [command line](crate::cli) does. Results go to standard output, everything else to standard error.
+
+mod files;
+mod original;
+mod search;
+
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::Context;
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command, Pipeline};
+use crate::config::PipelineConfig;
+use crate::exit::Exit;
+use crate::pipeline;
+
+/// Runs one command.
+pub fn run(command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Run(args) => pipeline::run(&config(&args)?),
+        Command::Extract(args) => pipeline::extract(&config(&args)?),
+        Command::Load(args) => pipeline::load(&config(&args)?),
+        Command::Evaluate(args) => pipeline::evaluate(&config(&args)?),
+        Command::Report(args) => pipeline::report(&config(&args)?),
+        Command::Doctor(args) => pipeline::doctor(&config(&args)?),
+        Command::Search(args) => search::search(&args),
+        Command::Sql(args) => search::sql(&args),
+        Command::Features(command) => files::features(&command),
+        Command::Models(command) => files::models(&command),
+        Command::Setup(args) => files::setup(&args),
+        Command::Index(args) => original::index(&args),
+        Command::Retrieve(args) => original::retrieve(&args),
+        Command::Completions { shell } => completions(shell),
+    }
+}
+
+/// The pipeline file of a command, complete.
+fn config(args: &Pipeline) -> anyhow::Result<PipelineConfig> {
+    Ok(PipelineConfig::load(&args.pipeline, &args.overrides.set)?)
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
+    // Into memory first: the generator panics where standard output is closed.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "imagedex", &mut script);
+    say(&script)?;
+    Ok(Exit::Done)
+}
+
+/// Writes to standard output; a reader that has gone away is told apart in `main`.
+pub fn say(text: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// The bytes of a picture named on the command line.
+fn read_picture(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read picture {}", path.display()))
+}

@@ -1,0 +1,24 @@
+//! Ctrl-C and SIGTERM set a flag; stages look at it between batches, so that nothing half-done is left behind.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Set once the user or the system asked the run to end.
+pub static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Whether the run was asked to end.
+pub fn is_set() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// Starts listening. The first signal asks for a clean end; a second one ends the process at once.
+pub fn listen() {
+    let result = ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(crate::exit::Exit::Interrupted as u8));
+        }
+        eprintln!("stopping after the open batch; once more to stop at once");
+    });
+    if let Err(error) = result {
+        tracing::warn!("signals are not handled, Ctrl-C loses the open batch: {error}");
+    }
+}

@@ -1,0 +1,14 @@
+//! All integration tests in one binary: one link, one start.
+
+mod support;
+
+mod bad_input;
+mod engines;
+mod evaluation;
+mod golden_features;
+mod models;
+mod parity;
+mod quickstart;
+mod readers;
+mod setup;
+mod store;
