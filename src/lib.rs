@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod exit;
 pub mod pipeline;
+pub mod setup;
 
 pub mod metric;
 pub mod models;
