@@ -41,7 +41,9 @@ impl Client {
             Client::Pip => {
                 "Debian and Ubuntu: apt-get install python3-pip; Fedora: dnf install python3-pip; macOS: brew install python"
             }
-            Client::Npm => "Debian and Ubuntu: apt-get install npm; Fedora: dnf install npm; macOS: brew install node",
+            Client::Npm => {
+                "Debian and Ubuntu: apt-get install npm; Fedora: dnf install npm; macOS: brew install node"
+            }
         }
     }
 
@@ -52,7 +54,11 @@ impl Client {
             Client::Pip => {
                 let mut python = Command::new("python3");
                 python.args(["-m", "pip"]).env("PYTHONDONTWRITEBYTECODE", "1");
-                python.envs([("PIP_DISABLE_PIP_VERSION_CHECK", "1"), ("PIP_NO_INPUT", "1"), ("PIP_NO_CACHE_DIR", "1")]);
+                python.envs([
+                    ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+                    ("PIP_NO_INPUT", "1"),
+                    ("PIP_NO_CACHE_DIR", "1"),
+                ]);
                 python
             }
             Client::Npm => {

@@ -23,7 +23,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,9 @@ pub enum SetupError {
     #[error("{tool} is needed to download from its registry, but does not run: {why}\n  {install}")]
     MissingTool { tool: &'static str, why: String, install: &'static str },
     /// No wheel of ONNX Runtime is known for this machine.
-    #[error("data/sources.toml has no {purpose:?} for {os}-{arch}; linux-x86_64, linux-aarch64 and macos-aarch64 are known")]
+    #[error(
+        "data/sources.toml has no {purpose:?} for {os}-{arch}; linux-x86_64, linux-aarch64 and macos-aarch64 are known"
+    )]
     Platform { purpose: Purpose, os: &'static str, arch: &'static str },
     /// Offline, registry down, package withdrawn: the client's own words say which.
     #[error("{client} could not fetch {package}; its last lines:\n{lines}")]
@@ -68,7 +70,9 @@ pub enum SetupError {
 /// An [`io::Error`] with what was attempted; a full disk gets its own variant, since it has its own remedy.
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> SetupError {
     move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => SetupError::DiskFull { path: path.to_owned() },
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            SetupError::DiskFull { path: path.to_owned() }
+        }
         _ => SetupError::Io { action, path: path.to_owned(), source },
     }
 }
@@ -162,7 +166,8 @@ fn choose_cache_dir(
 
 /// ONNX Runtime's shared library, where set-up puts it; not checked for existence.
 pub fn runtime_library(cache: &Path) -> PathBuf {
-    let name = if cfg!(target_os = "macos") { "libonnxruntime.1.24.1.dylib" } else { "libonnxruntime.so.1.24.1" };
+    let name =
+        if cfg!(target_os = "macos") { "libonnxruntime.1.24.1.dylib" } else { "libonnxruntime.so.1.24.1" };
     cache.join(RUNTIME_DIR).join(name)
 }
 
@@ -200,7 +205,8 @@ pub fn run_with(sources: &Sources, options: &Options, say: &dyn Fn(&str)) -> Res
     let cache = std::path::absolute(&options.cache).map_err(io_error("resolve", &options.cache))?;
     let cache = Cache { folder: cache };
     let items = wanted(sources, options, &cache)?;
-    let report = |items, downloaded_bytes| SetupReport { cache: cache.folder.clone(), items, downloaded_bytes };
+    let report =
+        |items, downloaded_bytes| SetupReport { cache: cache.folder.clone(), items, downloaded_bytes };
 
     if !options.verify
         && let Some(ready) = items.iter().map(|item| cache.ready(item)).collect()
@@ -216,7 +222,9 @@ pub fn run_with(sources: &Sources, options: &Options, say: &dyn Fn(&str)) -> Res
         states.push(cache.state(item, options.verify, say)?);
     }
     let mut work = WorkFolder::create(&cache)?;
-    let missing = || items.iter().zip(&states).filter(|(_, state)| !matches!(state, State::Ready(_))).map(|(item, _)| item);
+    let missing = || {
+        items.iter().zip(&states).filter(|(_, state)| !matches!(state, State::Ready(_))).map(|(item, _)| item)
+    };
     let clients: BTreeSet<&str> = missing().map(|item| item.artefact().client.name()).collect();
     for client in [Client::Pip, Client::Npm].into_iter().filter(|client| clients.contains(client.name())) {
         client.check(options.search_path.as_deref(), &work.folder)?;
@@ -326,7 +334,8 @@ impl Cache {
         let stamp = self.stamp(&item.name()).filter(|stamp| stamp.recipe == item.recipe())?;
         let there = match item {
             Item::Files(artefact) => artefact.extract.iter().all(|member| {
-                fs::metadata(self.folder.join(&member.to)).is_ok_and(|m| m.is_file() && m.len() == member.bytes)
+                fs::metadata(self.folder.join(&member.to))
+                    .is_ok_and(|m| m.is_file() && m.len() == member.bytes)
             }),
             // Pictures that someone added or took away to try something are left alone.
             Item::Samples { set, .. } => {
@@ -334,7 +343,12 @@ impl Cache {
                 folder.join("gallery").is_dir() && folder.join("queries").is_dir()
             }
         };
-        there.then(|| ItemReport { name: item.name(), outcome: Outcome::Ready, files: stamp.files, bytes: stamp.bytes })
+        there.then(|| ItemReport {
+            name: item.name(),
+            outcome: Outcome::Ready,
+            files: stamp.files,
+            bytes: stamp.bytes,
+        })
     }
 
     /// [`Cache::ready`], and with `verify` every file read and hashed.
@@ -413,35 +427,39 @@ impl Cache {
                     }
                 }
                 let parent = target.parent().map(Path::to_owned);
-                (Stamp { recipe: item.recipe(), sums: Some(sums), files, bytes }, parent.into_iter().collect())
+                (
+                    Stamp { recipe: item.recipe(), sums: Some(sums), files, bytes },
+                    parent.into_iter().collect(),
+                )
             }
         };
         for folder in &folders {
             sync_folder(folder)?;
         }
-        self.write_stamp(&stamp_file, &stamp)?;
+        self.write_stamp(&stamp_file, &stamp, work)?;
         let outcome = damaged.map_or(Outcome::Fetched, |files| Outcome::Repaired(files.len()));
         Ok(ItemReport { name: item.name(), outcome, files: stamp.files, bytes: stamp.bytes })
     }
 
-    fn write_stamp(&self, file: &Path, stamp: &Stamp) -> Result<(), SetupError> {
+    fn write_stamp(&self, file: &Path, stamp: &Stamp, work: &Path) -> Result<(), SetupError> {
         let folder = self.folder.join("stamps");
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        let write = || {
-            let mut new = tempfile::NamedTempFile::new_in(&folder)?;
-            serde_json::to_writer(&mut new, stamp)?;
-            new.as_file().sync_all()?;
-            new.persist(file)?;
-            Ok(())
-        };
-        write().map_err(io_error("write", file))?;
+        let text = serde_json::to_vec(stamp).map_err(|e| io_error("write", file)(e.into()))?;
+        let new = work.join("stamp");
+        write_synced(&new, &text)?;
+        move_file(&new, file)?;
         sync_folder(&folder)
     }
 
     /// Waits until no other set-up works on this cache; the lock ends with the returned file.
     fn lock(&self, say: &dyn Fn(&str)) -> Result<File, SetupError> {
         let path = self.folder.join("setup.lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error("open", &path))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(io_error("open", &path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
             Err(TryLockError::WouldBlock) => {
@@ -471,7 +489,12 @@ impl WorkFolder {
     }
 
     /// The artefact's files, downloaded unless this run has done so before: both sample sets come from one package.
-    fn fetched(&mut self, artefact: &Artefact, options: &Options, say: &dyn Fn(&str)) -> Result<PathBuf, SetupError> {
+    fn fetched(
+        &mut self,
+        artefact: &Artefact,
+        options: &Options,
+        say: &dyn Fn(&str),
+    ) -> Result<PathBuf, SetupError> {
         let unpacked = self.folder.join(&artefact.name);
         if unpacked.is_dir() {
             return Ok(unpacked);
@@ -530,6 +553,12 @@ fn remove_file_if_there(file: &Path) -> Result<(), SetupError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", file)(e)),
         _ => Ok(()),
     }
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), SetupError> {
+    let mut file = File::create(path).map_err(io_error("create", path))?;
+    file.write_all(bytes).map_err(io_error("write", path))?;
+    file.sync_all().map_err(io_error("flush", path))
 }
 
 /// Makes renames in a folder last through a power cut.

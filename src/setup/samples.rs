@@ -5,8 +5,8 @@
 //! first query row is number 50000. Same sheets, same bytes, whatever the thread count.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::download::sha256_of;
 use super::sources::{SampleSet, SampleSheets, SheetGroup};
-use super::{SetupError, io_error};
+use super::{SetupError, io_error, write_synced};
 
 /// The list of a sample folder's files beside them, as `sha256sum --check` reads it.
 pub const SUMS: &str = "SHA256SUMS";
@@ -67,7 +67,9 @@ pub fn damaged(set_folder: &Path, sums_sha256: &str) -> Result<Option<Vec<PathBu
     let sums = match fs::read_to_string(&sums_file) {
         Ok(text) if hex::encode(Sha256::digest(&text)) == sums_sha256 => text,
         Ok(_) => return Ok(None),
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+            return Ok(None);
+        }
         Err(e) => return Err(io_error("read", &sums_file)(e)),
     };
     let lines: Vec<(&str, &str)> = sums.lines().filter_map(|line| line.split_once("  ")).collect();
@@ -109,8 +111,10 @@ fn cut(
         let mut chosen = Vec::new();
         for row in 0..sheet.rows() {
             let number = offset + row;
-            let &class = labels.get(number).ok_or_else(|| sheet.problem("it has more rows than there are labels"))?;
-            let count = taken.get_mut(&usize::from(class)).ok_or_else(|| sheet.problem("a label names no class"))?;
+            let &class =
+                labels.get(number).ok_or_else(|| sheet.problem("it has more rows than there are labels"))?;
+            let count =
+                taken.get_mut(&usize::from(class)).ok_or_else(|| sheet.problem("a label names no class"))?;
             if *count < per_class {
                 *count += 1;
                 chosen.push((row, number + first_number, &sheets.classes[usize::from(class)]));
@@ -198,10 +202,4 @@ fn notice(set: &SampleSet, written: &[Written]) -> String {
         set.gallery_per_class,
         set.queries_per_class,
     )
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), SetupError> {
-    let mut file = File::create(path).map_err(io_error("create", path))?;
-    file.write_all(bytes).map_err(io_error("write", path))?;
-    file.sync_all().map_err(io_error("flush", path))
 }

@@ -205,7 +205,9 @@ mod tests {
     #[test]
     fn the_shipped_table_covers_every_purpose_on_the_three_platforms() {
         let sources = Sources::shipped().unwrap();
-        for (os, arch, tested) in [("linux", "x86_64", true), ("linux", "aarch64", false), ("macos", "aarch64", false)] {
+        for (os, arch, tested) in
+            [("linux", "x86_64", true), ("linux", "aarch64", false), ("macos", "aarch64", false)]
+        {
             let runtime = sources.find(Purpose::Runtime, os, arch).unwrap();
             assert_eq!((runtime.tested, runtime.version.as_str()), (tested, "1.24.1"), "{os}-{arch}");
             for purpose in [Purpose::Weights, Purpose::Calibration, Purpose::Samples] {

