@@ -14,7 +14,7 @@ use flate2::read::GzDecoder;
 use sha2::{Digest, Sha256};
 
 use super::sources::{Artefact, Client, Member};
-use super::{SetupError, io_error};
+use super::{SetupError, io_error, remove_folder_if_there};
 
 /// How often a damaged download is fetched again before set-up gives up.
 const TRIES: usize = 3;
@@ -22,6 +22,9 @@ const TRIES: usize = 3;
 /// The Python whose wheels are asked for, whatever Python runs pip: the table's ONNX Runtime wheels are for 3.11.
 /// Only shared libraries are taken from them, which do not depend on it.
 const WHEEL_PYTHON: &str = "311";
+
+/// Where npm keeps its copy of the download, below the folder that it works in.
+const NPM_CACHE: &str = "npm-cache";
 
 /// Lines of a failed client's output that are shown, and the length at which each is cut.
 const SHOWN_LINES: usize = 6;
@@ -63,7 +66,7 @@ impl Client {
             }
             Client::Npm => {
                 let mut npm = Command::new("npm");
-                npm.env("npm_config_cache", work.join("npm-cache"))
+                npm.env("npm_config_cache", work.join(NPM_CACHE))
                     .envs([("npm_config_update_notifier", "false"), ("npm_config_logs_max", "0")]);
                 npm
             }
@@ -155,14 +158,16 @@ fn download(artefact: &Artefact, search_path: Option<&OsStr>, folder: &Path) -> 
     };
     let output = command.output().map_err(|e| failed(format!("  {e}")))?;
     if !output.status.success() {
+        // A full disk: pip passes the system's words on, npm writes them in lower case.
         let all = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
-        // The clients report a full disk in their own words, but both pass the system's on.
-        if String::from_utf8_lossy(&all).contains("No space left on device") {
+        if String::from_utf8_lossy(&all).to_lowercase().contains("no space left on device") {
             return Err(SetupError::DiskFull { path: folder.to_owned() });
         }
         return Err(failed(format!("{} ({})", last_lines(&output, SHOWN_LINES), output.status)));
     }
     let file = folder.join(&artefact.file);
+    // A second copy of the download, which would be on the disk while the first is unpacked.
+    remove_folder_if_there(&folder.join(NPM_CACHE))?;
     if !file.is_file() {
         return Err(failed(format!("  it succeeded but left no {}", artefact.file)));
     }

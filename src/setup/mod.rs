@@ -57,7 +57,7 @@ pub enum SetupError {
     #[error("sample sheet {}: {problem}", file.display())]
     Sheet { file: PathBuf, problem: String },
     #[error(
-        "no space left on the disk of {}; set-up needs about 700 MB there at its height, or choose another cache folder with IMAGEDEX_CACHE",
+        "no space left on the disk of {}; set-up needs about 500 MB there while it works (750 MB for all samples); free some, or choose another cache folder with IMAGEDEX_CACHE",
         path.display()
     )]
     DiskFull { path: PathBuf },
@@ -581,4 +581,53 @@ fn folder_size(folder: &Path) -> Result<(usize, u64), SetupError> {
 
 fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_folder_is_the_given_one_else_by_variable_else_the_users() {
+        let choose = |explicit: Option<&str>, variables: &[(&str, &str)], home: Option<&str>| {
+            let get = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into());
+            choose_cache_dir(explicit.map(Path::new), get, home.map(PathBuf::from))
+        };
+        let all = [("IMAGEDEX_CACHE", "own"), ("XDG_CACHE_HOME", "/xdg")];
+        assert_eq!(choose(Some("given"), &all, Some("/home/ann")), Path::new("given"));
+        assert_eq!(choose(None, &all, Some("/home/ann")), Path::new("own"));
+        assert_eq!(
+            choose(None, &[("IMAGEDEX_CACHE", ""), all[1]], Some("/home/ann")),
+            Path::new("/xdg/imagedex")
+        );
+        assert_eq!(
+            choose(None, &[("XDG_CACHE_HOME", "rel")], Some("/home/ann")),
+            Path::new("/home/ann/.cache/imagedex")
+        );
+        assert_eq!(choose(None, &[], None), Path::new(".cache/imagedex"));
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_its_remedy_and_other_errors_with_their_path() {
+        let full = io_error("write", Path::new("cache/f"))(io::ErrorKind::StorageFull.into());
+        assert!(
+            full.to_string().starts_with("no space left on the disk of cache/f; set-up needs about"),
+            "{full}"
+        );
+        let other = io_error("write", Path::new("cache/f"))(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(other.to_string(), "cannot write cache/f: permission denied");
+    }
+
+    #[test]
+    fn the_paths_that_others_use_are_those_of_the_table() {
+        let sources = Sources::shipped().unwrap();
+        let cache = Path::new("cache");
+        let places = |purpose| {
+            let artefact = sources.find(purpose, std::env::consts::OS, std::env::consts::ARCH).unwrap();
+            artefact.extract.iter().map(|member| cache.join(&member.to)).collect::<Vec<_>>()
+        };
+        assert!(places(Purpose::Runtime).contains(&runtime_library(cache)));
+        assert_eq!(places(Purpose::Weights), [weights_file(cache)]);
+        assert!(places(Purpose::Calibration).iter().all(|photo| photo.starts_with(calibration_dir(cache))));
+    }
 }

@@ -368,12 +368,16 @@ fn a_client_that_delivers_nothing_is_an_error() {
 
 #[test]
 fn a_client_out_of_disk_space_is_told_as_that() {
-    let world = World::new();
-    world
-        .script("npm", "[ \"$1\" = --version ] && exit 0\necho 'write: No space left on device' >&2; exit 1");
-    let error = world.run(|_| {}).unwrap_err();
-    assert!(matches!(error, SetupError::DiskFull { .. }), "{error}");
-    assert!(error.to_string().contains("IMAGEDEX_CACHE"), "{error}");
+    for words in [
+        "OSError: [Errno 28] No space left on device",
+        "npm error nospc ENOSPC: no space left on device, write",
+    ] {
+        let world = World::new();
+        world.script("npm", &format!("[ \"$1\" = --version ] && exit 0\necho '{words}' >&2; exit 1"));
+        let error = world.run(|_| {}).unwrap_err();
+        assert!(matches!(error, SetupError::DiskFull { .. }), "{error}");
+        assert!(error.to_string().contains("IMAGEDEX_CACHE"), "{error}");
+    }
 }
 
 #[test]
