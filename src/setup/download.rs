@@ -27,7 +27,7 @@ const WHEEL_PYTHON: &str = "311";
 const NPM_CACHE: &str = "npm-cache";
 
 /// Lines of a failed client's output that are shown, and the length at which each is cut.
-const SHOWN_LINES: usize = 6;
+const SHOWN_LINES: usize = 12;
 const SHOWN_CHARS: usize = 240;
 
 impl Client {
@@ -177,7 +177,14 @@ fn download(artefact: &Artefact, search_path: Option<&OsStr>, folder: &Path) -> 
 fn last_lines(output: &Output, count: usize) -> String {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    // npm ends with a stack trace and a note on logs that we switched off; what went wrong stands above them.
+    let noise = |line: &str| {
+        line.is_empty()
+            || line == "npm error"
+            || line.contains("    at ")
+            || line.contains("Log files were not written")
+    };
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !noise(line)).collect();
     let cut = |line: &&str| match line.char_indices().nth(SHOWN_CHARS) {
         Some((end, _)) => format!("  {}…", &line[..end]),
         None => format!("  {line}"),
