@@ -1,0 +1,339 @@
+//! Weights → ONNX files, the same bytes on every machine.
+//!
+//! One function draws the graph for both number formats: `fp32`, and `int8` as QDQ (quantise, dequantise) pairs around the
+//! same nodes: 8-bit weights with one step per output channel, 8-bit inputs of every convolution with one step per tensor,
+//! and the last convolution's result left in floats, which costs nothing on OpenVINO and gains most of what can be gained
+//! (`models/README.md` has the figures). What a newcomer would get wrong:
+//!
+//! - Zero padding happens *after* the means are subtracted (as in Keras), so the means cannot be folded into the first
+//!   convolution: a border pixel is the mean colour, not black.
+//! - Keras' `pooling` with `include_top=False` acts after `block5_pool`, on 7 x 7, not on 14 x 14.
+//! - The weights want BGR. The first kernel's input channels are flipped instead of the pixels.
+//!
+//! Outputs: `embedding`, `float32 [N, 512]`, of length 1, for other users of the file; and `pooled`, the same before
+//! normalisation, which imagedex reads and normalises in `f64`, so that `normalize = none` needs no file of its own and
+//! `bf16` arithmetic does not blur the length.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use prost::Message;
+
+use super::calibrate::Ranges;
+use super::card::Card;
+use super::onnx::{
+    AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    ValueInfoProto, data_type,
+};
+use super::weights::{self, Conv, KERNEL};
+use super::{ModelError, Pooling};
+
+/// Mean of each channel over ImageNet, in RGB order: Keras' `preprocess_input` mode `caffe` (there as B, G, R).
+const MEAN_RGB: [f32; 3] = [123.68, 116.779, 103.939];
+
+/// Height and width of the input.
+const SIDE: i64 = 224;
+
+/// Length of a vector: channels of the last feature map.
+const DIM: i64 = 512;
+
+/// Exponent of the generalised mean, and the floor that keeps its root defined: the values that the authors start from
+/// (Radenović, Tolias, Chum 2018).
+const GEM_POWER: f32 = 3.0;
+const GEM_FLOOR: f32 = 1e-6;
+
+/// Opset 13 is the first with per-channel `DequantizeLinear`; IR version 8 is the newest that every runtime since 2021 reads.
+const OPSET: i64 = 13;
+const IR_VERSION: i64 = 8;
+
+/// Greatest magnitude of a signed 8-bit weight; -128 stays unused, so that the range is symmetric.
+const WEIGHT_LEVELS: f32 = 127.0;
+
+/// Steps of an unsigned 8-bit activation.
+const LEVELS: f32 = 255.0;
+
+const DOC: &str = "VGG16 without its classifier. Weights: Visual Geometry Group, University of Oxford, CC BY 4.0, \
+                   trained on ImageNet; numbers as published with Keras. Input: uint8 RGB, [N, 224, 224, 3].";
+
+/// A file that `build` made or found already right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Built {
+    pub file: PathBuf,
+    pub sha256: String,
+    pub bytes: u64,
+    /// False: it was there and right.
+    pub made: bool,
+}
+
+/// Builds every file of the card into `models_dir`, each written under another name and renamed when complete.
+///
+/// Files that are already right are left alone. A file whose SHA-256 is not the card's is not kept: [`ModelError::Built`]
+/// lists each of them with both sums.
+pub fn build(
+    card: &Card,
+    weights: &Path,
+    ranges: &Path,
+    models_dir: &Path,
+) -> Result<Vec<Built>, ModelError> {
+    let io = |path: &Path, error: std::io::Error| ModelError::Write {
+        path: path.display().to_string(),
+        reason: error.to_string(),
+    };
+    if card.weights.is_none() {
+        return Err(ModelError::Choice {
+            card: card.name.clone(),
+            reason: "its files are not built: it has no [weights]".into(),
+        });
+    }
+    std::fs::create_dir_all(models_dir).map_err(|error| io(models_dir, error))?;
+    let ranges = Ranges::load(ranges)?;
+    let mut convs = None;
+    let (mut built, mut wrong) = (Vec::new(), Vec::new());
+    for entry in &card.files {
+        let path = models_dir.join(&entry.file);
+        if path.is_file() && super::sha256_of(&path)? == entry.sha256 {
+            let bytes = std::fs::metadata(&path).map_err(|error| io(&path, error))?.len();
+            built.push(Built { file: path, sha256: entry.sha256.clone(), bytes, made: false });
+            continue;
+        }
+        let convs = match &convs {
+            Some(convs) => convs,
+            None => convs.insert(weights::read(weights)?),
+        };
+        let ranges = match entry.format {
+            super::card::Format::Fp32 => None,
+            super::card::Format::Int8 => Some(&ranges),
+        };
+        let bytes = graph(convs, entry.pooling, ranges, Taps::No)?.encode_to_vec();
+        let sha256 = super::sha256_hex(&bytes);
+        if sha256 != entry.sha256 {
+            wrong.push(format!("{} has sha256 {sha256}, the card says {}", entry.file, entry.sha256));
+            continue;
+        }
+        let mut file = tempfile::NamedTempFile::new_in(models_dir).map_err(|error| io(models_dir, error))?;
+        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(|error| io(&path, error))?;
+        file.persist(&path).map_err(|error| io(&path, error.error))?;
+        built.push(Built { file: path, sha256, bytes: bytes.len() as u64, made: true });
+    }
+    if wrong.is_empty() {
+        Ok(built)
+    } else {
+        Err(ModelError::Built { card: card.name.clone(), wrong: wrong.join("; ") })
+    }
+}
+
+/// Whether the graph also returns what calibration wants to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Taps {
+    No,
+    /// One more output per convolution: the greatest value after its ReLU, over the whole batch, a scalar named as the layer.
+    Maxima,
+}
+
+/// The whole network. With `ranges` it is the int8 one.
+pub(super) fn graph(
+    convs: &[Conv],
+    pooling: Pooling,
+    ranges: Option<&Ranges>,
+    taps: Taps,
+) -> Result<ModelProto, ModelError> {
+    let mut draw = Drawing::default();
+    // The cheap order: one byte per channel is moved, not four.
+    let planar =
+        draw.node("Transpose", &["images"], "planar", vec![AttributeProto::ints("perm", &[0, 3, 1, 2])]);
+    let float =
+        draw.node("Cast", &[&planar], "float", vec![AttributeProto::int("to", i64::from(data_type::FLOAT))]);
+    draw.initializers.push(TensorProto::f32("mean", &[1, 3, 1, 1], &MEAN_RGB));
+    let mut x = draw.node("Sub", &[&float, "mean"], "centred", vec![]);
+    // Step of the 8-bit numbers in `x`; none in the float graph and after the last convolution.
+    let mut step: Option<f32> = None;
+    if ranges.is_some() {
+        let [least, greatest] = [-MEAN_RGB[0], 255.0 - MEAN_RGB[2]];
+        let input_step = (greatest - least) / LEVELS;
+        x = draw.quantised(&x, input_step, (-least / input_step).round_ties_even() as u8);
+        step = Some(input_step);
+    }
+
+    for (i, conv) in convs.iter().enumerate() {
+        let name = conv.name;
+        let kernel = if i == 0 { flip_inputs(conv) } else { conv.kernel.clone() };
+        let (kernel, bias) = draw.parameters(conv, &kernel, step);
+        let attributes = vec![
+            AttributeProto::ints("kernel_shape", &[KERNEL as i64; 2]),
+            AttributeProto::ints("pads", &[1; 4]),
+            AttributeProto::ints("strides", &[1; 2]),
+        ];
+        let sum = draw.node("Conv", &[&x, &kernel, &bias], &format!("{name}_sum"), attributes);
+        x = draw.node("Relu", &[&sum], &format!("{name}_relu"), vec![]);
+        if taps == Taps::Maxima {
+            let keep = AttributeProto::int("keepdims", 0);
+            draw.node("ReduceMax", &[&x], name, vec![keep]);
+            draw.outputs.push(ValueInfoProto::tensor(name, data_type::FLOAT, vec![]));
+        }
+        step = match ranges {
+            Some(ranges) if i + 1 < convs.len() => Some(ranges.max(name)? / LEVELS),
+            _ => None,
+        };
+        if let Some(step) = step {
+            x = draw.quantised(&x, step, 0);
+        }
+        let block_ends = convs.get(i + 1).is_none_or(|next| next.name[..6] != name[..6]);
+        if block_ends {
+            let window =
+                vec![AttributeProto::ints("kernel_shape", &[2; 2]), AttributeProto::ints("strides", &[2; 2])];
+            x = draw.node("MaxPool", &[&x], &format!("{}_pool", &name[..6]), window);
+            // The greatest of some 8-bit numbers is one of them, so this pair changes nothing; it lets the runtime pool bytes.
+            if let Some(step) = step {
+                x = draw.quantised(&x, step, 0);
+            }
+        }
+    }
+
+    let pooled = draw.pooled(&x, pooling);
+    let flat = AttributeProto::int("axis", 1);
+    draw.node("Flatten", &[&pooled], "pooled", vec![flat]);
+    draw.initializers.push(TensorProto::f32("least_length", &[], &[1e-12]));
+    let over_channels = vec![AttributeProto::ints("axes", &[1]), AttributeProto::int("keepdims", 1)];
+    let length = draw.node("ReduceL2", &["pooled"], "length", over_channels);
+    let length = draw.node("Max", &[&length, "least_length"], "positive_length", vec![]);
+    draw.node("Div", &["pooled", &length], "embedding", vec![]);
+
+    let vector = || vec![Dimension::symbol("N"), Dimension::fixed(DIM)];
+    let mut output = vec![
+        ValueInfoProto::tensor("embedding", data_type::FLOAT, vector()),
+        ValueInfoProto::tensor("pooled", data_type::FLOAT, vector()),
+    ];
+    output.append(&mut draw.outputs);
+    let pixels =
+        vec![Dimension::symbol("N"), Dimension::fixed(SIDE), Dimension::fixed(SIDE), Dimension::fixed(3)];
+    let graph = GraphProto {
+        node: draw.nodes,
+        name: "vgg16".into(),
+        initializer: draw.initializers,
+        input: vec![ValueInfoProto::tensor("images", data_type::UINT8, pixels)],
+        output,
+    };
+    Ok(ModelProto {
+        ir_version: IR_VERSION,
+        producer_name: "imagedex".into(),
+        doc_string: DOC.into(),
+        graph: Some(graph),
+        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: OPSET }],
+    })
+}
+
+/// Nodes and constants, as they are added.
+#[derive(Default)]
+struct Drawing {
+    nodes: Vec<NodeProto>,
+    initializers: Vec<TensorProto>,
+    outputs: Vec<ValueInfoProto>,
+}
+
+impl Drawing {
+    /// Adds a node with one output, which also names the node; returns the output's name.
+    fn node(&mut self, op: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> String {
+        self.nodes.push(NodeProto {
+            input: inputs.iter().map(|&name| name.into()).collect(),
+            output: vec![output.into()],
+            name: output.into(),
+            op_type: op.into(),
+            attribute,
+        });
+        output.into()
+    }
+
+    /// Rounds `x` to 8 unsigned bits, one step for the whole tensor; `zero` stands for 0 (0 after a ReLU).
+    fn quantised(&mut self, x: &str, step: f32, zero: u8) -> String {
+        let (scale, point) = (format!("{x}_scale"), format!("{x}_zero"));
+        self.initializers.push(TensorProto::f32(&scale, &[], &[step]));
+        self.initializers.push(TensorProto::u8(&point, &[], &[zero]));
+        let bytes = self.node("QuantizeLinear", &[x, &scale, &point], &format!("{x}_q"), vec![]);
+        self.node("DequantizeLinear", &[&bytes, &scale, &point], &format!("{x}_dq"), vec![])
+    }
+
+    /// Kernel and bias of a convolution: floats where its input is float (`input_step` is `None`), else 8-bit weights with
+    /// one step per output channel and 32-bit biases in units of the products' step.
+    fn parameters(&mut self, conv: &Conv, kernel: &[f32], input_step: Option<f32>) -> (String, String) {
+        let (outputs, inputs, side) = (conv.outputs as i64, conv.inputs as i64, KERNEL as i64);
+        let shape = [outputs, inputs, side, side];
+        let (w, b) = (format!("{}_kernel", conv.name), format!("{}_bias", conv.name));
+        let Some(input_step) = input_step else {
+            self.initializers.push(TensorProto::f32(&w, &shape, kernel));
+            self.initializers.push(TensorProto::f32(&b, &[outputs], &conv.bias));
+            return (w, b);
+        };
+        let (steps, weights) = quantise_kernel(kernel, conv.outputs);
+        let sum_steps: Vec<f32> = steps.iter().map(|step| step * input_step).collect();
+        let biases: Vec<i32> = conv
+            .bias
+            .iter()
+            .zip(&sum_steps)
+            .map(|(bias, step)| (bias / step).round_ties_even() as i32)
+            .collect();
+        let integers = [
+            TensorProto::i8(&format!("{w}_q"), &shape, &weights),
+            TensorProto::i32(&format!("{b}_q"), &[outputs], &biases),
+        ];
+        let zeros = [
+            TensorProto::i8(&format!("{w}_zero"), &[outputs], &vec![0; conv.outputs]),
+            TensorProto::i32(&format!("{b}_zero"), &[outputs], &vec![0; conv.outputs]),
+        ];
+        for ((name, steps), (integers, zeros)) in
+            [(&w, steps), (&b, sum_steps)].into_iter().zip(integers.into_iter().zip(zeros))
+        {
+            let scale = format!("{name}_scale");
+            let inputs = [integers.name.clone(), scale.clone(), zeros.name.clone()];
+            self.initializers.extend([integers, TensorProto::f32(&scale, &[outputs], &steps), zeros]);
+            let per_output = AttributeProto::int("axis", 0);
+            self.node("DequantizeLinear", &inputs.each_ref().map(String::as_str), name, vec![per_output]);
+        }
+        (w, b)
+    }
+
+    /// `[N, 512, 7, 7]` → `[N, 512, 1, 1]`.
+    ///
+    /// [`Pooling::Model`] is refused before: a card with weights to build from names the poolings of its files.
+    fn pooled(&mut self, x: &str, pooling: Pooling) -> String {
+        match pooling {
+            Pooling::Max | Pooling::Model => self.node("GlobalMaxPool", &[x], "peak", vec![]),
+            Pooling::Avg => self.node("GlobalAveragePool", &[x], "mean_of_map", vec![]),
+            Pooling::Gem => {
+                self.initializers.push(TensorProto::f32("gem_floor", &[], &[GEM_FLOOR]));
+                self.initializers.push(TensorProto::f32("gem_power", &[], &[GEM_POWER]));
+                self.initializers.push(TensorProto::f32("gem_root", &[], &[1.0 / GEM_POWER]));
+                let x = self.node("Max", &[x, "gem_floor"], "gem_floored", vec![]);
+                let x = self.node("Pow", &[&x, "gem_power"], "gem_cubes", vec![]);
+                let x = self.node("GlobalAveragePool", &[&x], "gem_mean", vec![]);
+                self.node("Pow", &[&x, "gem_root"], "gem", vec![])
+            }
+        }
+    }
+}
+
+/// BGR → RGB: the input channels of a kernel in reverse order.
+fn flip_inputs(conv: &Conv) -> Vec<f32> {
+    let plane = KERNEL * KERNEL;
+    conv.kernel
+        .chunks_exact(conv.inputs * plane)
+        .flat_map(|output| output.chunks_exact(plane).rev().flatten().copied())
+        .collect()
+}
+
+/// The step of each output channel and the weights in these steps.
+fn quantise_kernel(kernel: &[f32], outputs: usize) -> (Vec<f32>, Vec<i8>) {
+    let mut steps = Vec::with_capacity(outputs);
+    let mut weights = Vec::with_capacity(kernel.len());
+    for channel in kernel.chunks_exact(kernel.len() / outputs) {
+        let greatest = channel.iter().fold(0f32, |greatest, weight| greatest.max(weight.abs()));
+        // A channel of zeros needs some step; any will do.
+        let step = if greatest > 0.0 { greatest / WEIGHT_LEVELS } else { 1.0 };
+        steps.push(step);
+        weights.extend(
+            channel
+                .iter()
+                .map(|weight| (weight / step).round_ties_even().clamp(-WEIGHT_LEVELS, WEIGHT_LEVELS) as i8),
+        );
+    }
+    (steps, weights)
+}
