@@ -1,0 +1,338 @@
+//! Every kind of bad picture, folder and manifest: one clear error or one failure row each, and nothing else is lost.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use image::{DynamicImage, ImageFormat, RgbImage};
+use imagedex::models::Resize;
+use imagedex::stages::decode::{self, DecodeError, DecodeOptions, DecodedImage, Exif, PictureOptions};
+use imagedex::stages::scan::{self, LabelRule, Scan, ScanError, ScanOptions, Seen, Split};
+use proptest::prelude::*;
+
+fn photo(width: u32, height: u32) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 3) as u8, (x + y) as u8]))
+}
+
+fn encoded(image: impl Into<DynamicImage>, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.into().write_to(&mut bytes, format).expect("encodes");
+    bytes.into_inner()
+}
+
+fn decoded(bytes: &[u8]) -> Result<DecodedImage, DecodeError> {
+    decode::decode(bytes, &DecodeOptions::default())
+}
+
+#[track_caller]
+fn kind(bytes: &[u8]) -> &'static str {
+    decoded(bytes).expect_err("no usable picture").kind()
+}
+
+/// A JPEG with these components, written by libjpeg.
+fn jpeg(space: mozjpeg::ColorSpace, pixels: &[u8], width: usize, height: usize) -> Vec<u8> {
+    let mut encoder = mozjpeg::Compress::new(space);
+    encoder.set_size(width, height);
+    encoder.set_quality(95.0);
+    let mut encoder = encoder.start_compress(Vec::new()).expect("starts");
+    encoder.write_scanlines(pixels).expect("writes");
+    encoder.finish().expect("finishes")
+}
+
+fn scan(folder: &Path, label: LabelRule) -> Result<Scan, ScanError> {
+    let options = ScanOptions { gallery: folder.to_owned(), queries: None, label };
+    tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(scan::scan(&options))
+}
+
+fn ids(scan: &Scan) -> Vec<&str> {
+    scan.images.iter().map(|image| image.id.as_str()).collect()
+}
+
+#[test]
+fn every_format_is_told_by_its_content() {
+    let image = photo(40, 30);
+    for (format, name) in [
+        (ImageFormat::Png, "png"),
+        (ImageFormat::Bmp, "bmp"),
+        (ImageFormat::Tiff, "tiff"),
+        (ImageFormat::WebP, "webp"),
+    ] {
+        let found = decoded(&encoded(image.clone(), format)).expect(name);
+        assert_eq!((found.format, found.width, found.height), (name, 40, 30));
+        assert_eq!(&found.rgb, image.as_raw(), "{name} is lossless here");
+    }
+    assert_eq!(decoded(&encoded(image.clone(), ImageFormat::Gif)).expect("gif").format, "gif");
+    assert_eq!(decoded(&encoded(image, ImageFormat::Jpeg)).expect("jpeg").format, "jpeg");
+}
+
+#[test]
+fn grey_alpha_and_sixteen_bits_become_plain_rgb() {
+    let grey = image::GrayImage::from_fn(9, 9, |x, y| image::Luma([(x * 20 + y) as u8]));
+    let found = decoded(&encoded(grey.clone(), ImageFormat::Png)).expect("grey");
+    assert!(found.rgb.chunks(3).zip(grey.as_raw()).all(|(rgb, grey)| rgb == [*grey; 3]));
+
+    let clear = image::RgbaImage::from_pixel(4, 4, image::Rgba([10, 20, 30, 0]));
+    let found = decoded(&encoded(clear, ImageFormat::Png)).expect("alpha");
+    assert_eq!(&found.rgb[..3], [10, 20, 30], "alpha is dropped, not blended");
+
+    for format in [ImageFormat::Png, ImageFormat::Tiff] {
+        let deep = image::ImageBuffer::from_pixel(4, 4, image::Rgb([0x12ff_u16, 0x8000, 0xffff]));
+        let found = decoded(&encoded(DynamicImage::ImageRgb16(deep), format)).expect("16 bits");
+        assert_eq!(&found.rgb[..3], [0x12, 0x80, 0xff], "the high byte");
+    }
+}
+
+#[test]
+fn cmyk_and_grey_jpeg_are_read_as_pillow_reads_them() {
+    // Adobe's inverted inks: 255 is none. Pillow 13 gives these values for a flat picture of these inks.
+    for (inks, rgb) in [([255, 255, 255, 255], [255, 255, 255]), ([0, 255, 255, 255], [0, 255, 255]), ([255, 255, 255, 0], [0, 0, 0])] {
+        let bytes = jpeg(mozjpeg::ColorSpace::JCS_CMYK, &inks.repeat(64), 8, 8);
+        let found = decoded(&bytes).expect("cmyk");
+        assert!(found.rgb.chunks(3).all(|p| p.iter().zip(rgb).all(|(a, b)| a.abs_diff(b) <= 2)), "{inks:?}: {:?}", &found.rgb[..3]);
+    }
+    let found = decoded(&jpeg(mozjpeg::ColorSpace::JCS_GRAYSCALE, &[77; 64], 8, 8)).expect("grey");
+    assert!(found.rgb.iter().all(|&value| value.abs_diff(77) <= 1));
+}
+
+#[test]
+fn the_first_frame_of_an_animation_is_taken() {
+    let mut bytes = Vec::new();
+    let mut encoder = image::codecs::gif::GifEncoder::new(&mut bytes);
+    for shade in [0, 255] {
+        let frame = image::RgbaImage::from_pixel(6, 6, image::Rgba([shade, shade, shade, 255]));
+        encoder.encode_frame(image::Frame::new(frame)).expect("encodes");
+    }
+    drop(encoder);
+    assert_eq!(decoded(&bytes).expect("gif").rgb[0], 0);
+}
+
+#[test]
+fn a_picture_is_turned_only_on_request() {
+    let mut bytes = Vec::new();
+    let image = photo(20, 10);
+    let mut encoder = image::codecs::jpeg::JpegEncoder::new(&mut bytes);
+    // TIFF header, one entry: tag 0x0112 (orientation), SHORT, 6 = turn right.
+    let exif = [b"II*\0\x08\0\0\0\x01\0".as_slice(), b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"].concat();
+    image::ImageEncoder::set_exif_metadata(&mut encoder, exif).expect("has EXIF");
+    encoder.encode_image(&image).expect("encodes");
+    let plain = decoded(&bytes).expect("jpeg");
+    assert_eq!((plain.width, plain.height), (20, 10));
+    let apply = DecodeOptions { exif: Exif::Apply, ..DecodeOptions::default() };
+    let turned = decode::decode(&bytes, &apply).expect("jpeg");
+    assert_eq!((turned.width, turned.height), (10, 20));
+    assert_eq!(&turned.rgb[27..30], &plain.rgb[..3], "top left is now top right");
+}
+
+#[test]
+fn each_kind_of_damage_has_its_name() {
+    let whole = encoded(photo(64, 64), ImageFormat::Jpeg);
+    assert_eq!(kind(b""), "empty");
+    assert_eq!(kind(b"hello, this is a text"), "not_a_picture");
+    assert_eq!(kind(&whole[..whole.len() / 2]), "truncated");
+    assert_eq!(kind(&whole[..20]), "truncated");
+    let mut trailing = whole.clone();
+    trailing.extend(b"what cameras append");
+    assert_eq!(decoded(&trailing).expect("fine").rgb, decoded(&whole).expect("fine").rgb);
+    for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP, ImageFormat::Gif] {
+        let whole = encoded(photo(64, 64), format);
+        let found = kind(&whole[..whole.len() / 2]);
+        assert!(["truncated", "corrupt"].contains(&found), "half a {format:?}: {found}");
+    }
+}
+
+#[test]
+fn a_header_of_thirty_thousand_squared_pixels_is_refused_unread() {
+    let mut png = encoded(photo(8, 8), ImageFormat::Png);
+    png[16..24].copy_from_slice(&[0, 0, 0x75, 0x30, 0, 0, 0x75, 0x30]);
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    assert_eq!(kind(&png), "too_large");
+    let mut jpeg = encoded(photo(8, 8), ImageFormat::Jpeg);
+    let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).expect("a frame header");
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0x75, 0x30, 0x75, 0x30]);
+    assert_eq!(kind(&jpeg), "too_large");
+    let error = decoded(&jpeg).expect_err("too large").to_string();
+    assert!(error.contains("30000 x 30000") && error.contains("input.max_pixels"), "{error}");
+}
+
+/// The checksum of a PNG chunk.
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+#[test]
+fn a_folder_is_walked_whatever_its_names() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let png = encoded(photo(8, 8), ImageFormat::Png);
+    let names = ["a b/it's \"here\".PNG", "new\nline/ü.jpg", "x.jpg/inner.png", "no-ending/picture", "top.png"];
+    for name in names {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().expect("has one")).expect("writable");
+        std::fs::write(path, &png).expect("writable");
+    }
+    std::fs::write(folder.path().join("notes.txt"), "no picture").expect("writable");
+    std::fs::write(folder.path().join(".hidden.png"), &png).expect("writable");
+    let found = scan(folder.path(), LabelRule::Folder).expect("has pictures");
+    let mut expected = names.to_vec();
+    expected.sort();
+    assert_eq!(ids(&found), expected);
+    assert_eq!(found.images[3].label, None, "top.png lies in no class");
+    assert_eq!(found.skipped["txt"], 1);
+    assert!(found.failures.is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn link_loops_dead_links_and_bad_names_are_failures() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let png = encoded(photo(8, 8), ImageFormat::Png);
+    std::fs::create_dir(folder.path().join("a")).expect("writable");
+    std::fs::write(folder.path().join("a/1.png"), &png).expect("writable");
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).expect("writable");
+    std::os::unix::fs::symlink("nowhere.png", folder.path().join("a/dead.png")).expect("writable");
+    std::fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"a/\xff.png")), &png).expect("writable");
+    let found = scan(folder.path(), LabelRule::Folder).expect("has pictures");
+    assert_eq!(ids(&found), ["a/1.png"]);
+    let kinds: Vec<_> = found.failures.iter().map(|failure| (failure.path.as_str(), failure.kind.as_str())).collect();
+    assert_eq!(kinds, [("a/dead.png", "unreadable"), ("a/loop", "link_loop"), ("a/\u{fffd}.png", "name")]);
+}
+
+#[test]
+fn a_folder_without_pictures_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let error = scan(folder.path(), LabelRule::Folder).expect_err("empty").to_string();
+    assert!(error.contains("holds no pictures") && error.contains(&*folder.path().to_string_lossy()), "{error}");
+    std::fs::write(folder.path().join("a.txt"), "text").expect("writable");
+    let error = scan(folder.path(), LabelRule::Folder).expect_err("no pictures").to_string();
+    assert!(error.contains("1 other files"), "{error}");
+    let error = scan(&folder.path().join("missing"), LabelRule::Folder).expect_err("missing").to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+}
+
+#[test]
+fn manifests_say_what_is_wrong_with_them() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let png = encoded(photo(8, 8), ImageFormat::Png);
+    for name in ["1.png", "2.png"] {
+        std::fs::write(folder.path().join(name), &png).expect("writable");
+    }
+    let manifest = folder.path().join("list.csv");
+    let read = |text: &str| {
+        std::fs::write(&manifest, text).expect("writable");
+        scan(&manifest, LabelRule::None)
+    };
+    let found = read("path,label,split\n2.png,007,query\n./1.png,,train\nmissing.png,b,train\n").expect("valid");
+    let rows: Vec<_> = found.images.iter().map(|i| (i.id.as_str(), i.split, i.label.as_deref())).collect();
+    assert_eq!(rows, [("1.png", Split::Gallery, None), ("2.png", Split::Query, Some("007"))]);
+    assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("missing.png", "missing"));
+
+    let found = read("file_name,label,is_query,is_gallery\n1.png,a,true,true\n2.png,b,0,1\n").expect("valid");
+    assert_eq!(found.images.len(), 3, "1.png stands on both sides");
+
+    for (text, expected) in [
+        ("path,label\n1.png,a\n1.png,a\n", "row 2 names 1.png again"),
+        ("file,label\n1.png,a\n", "no column `path`"),
+        ("path,split\n1.png,validation\n", "split `validation` is neither"),
+        ("path\n", "holds no pictures"),
+    ] {
+        let error = read(text).expect_err(text).to_string();
+        assert!(error.contains(expected), "{text}: {error}");
+    }
+
+    let lines = folder.path().join("list.jsonl");
+    std::fs::write(&lines, "{\"path\": \"1.png\", \"label\": \"a\"}\n{\"path\": \"2.png\", \"label\": \"b\"}\n").expect("writable");
+    assert_eq!(ids(&scan(&lines, LabelRule::None).expect("valid")), ["1.png", "2.png"]);
+    std::fs::write(&lines, "{\"path\": \n").expect("writable");
+    assert!(matches!(scan(&lines, LabelRule::None), Err(ScanError::Manifest { .. })));
+}
+
+#[test]
+fn batches_are_the_same_at_any_thread_count() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for number in 0..37 {
+        let path = folder.path().join(format!("{number:02}.png"));
+        photo(20 + number, 30).save(&path).expect("writable");
+    }
+    std::fs::write(folder.path().join("05.png"), b"broken").expect("writable");
+    std::fs::write(folder.path().join("06.png"), b"").expect("writable");
+    let found = scan(folder.path(), LabelRule::None).expect("has pictures");
+    let go = AtomicBool::new(false);
+    let (seen, failures) = scan::hash(found.images, &go);
+    assert_eq!(failures.len(), 1, "the empty file");
+    let collect = |threads| {
+        let options = PictureOptions {
+            decode: DecodeOptions::default(),
+            side: 16,
+            resize: Resize::Bilinear,
+            batch: 8,
+            threads,
+        };
+        let mut all = Vec::new();
+        decode::batches(&seen, &options, &go, |decoded| {
+            all.push(decoded);
+            true
+        });
+        all
+    };
+    let one = collect(1);
+    assert_eq!(one.iter().map(|d| d.batch.pictures.len()).collect::<Vec<_>>(), [8, 8, 8, 8, 3]);
+    assert_eq!(one.iter().flat_map(|d| &d.failures).count(), 1);
+    for threads in [2, 5] {
+        let many = collect(threads);
+        let flat = |all: &[decode::Decoded]| {
+            all.iter().map(|d| (d.batch.pictures.clone(), d.batch.pixels.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(flat(&one), flat(&many), "{threads} threads");
+    }
+    let mut count = 0;
+    let options =
+        PictureOptions { decode: DecodeOptions::default(), side: 16, resize: Resize::Nearest, batch: 8, threads: 2 };
+    decode::batches(&seen, &options, &go, |_| {
+        count += 1;
+        false
+    });
+    assert_eq!(count, 1, "a receiver that goes away ends it");
+    decode::batches(&seen, &options, &AtomicBool::new(true), |_| panic!("stopped before the first batch"));
+}
+
+#[test]
+fn a_file_that_vanished_since_the_scan_is_a_failure() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    photo(8, 8).save(folder.path().join("1.png")).expect("writable");
+    let found = scan(folder.path(), LabelRule::None).expect("has pictures");
+    let go = AtomicBool::new(false);
+    let (seen, _): (Vec<Seen>, _) = scan::hash(found.images, &go);
+    std::fs::remove_file(folder.path().join("1.png")).expect("removable");
+    let options =
+        PictureOptions { decode: DecodeOptions::default(), side: 16, resize: Resize::Nearest, batch: 8, threads: 1 };
+    let mut failures = Vec::new();
+    decode::batches(&seen, &options, &go, |decoded| {
+        failures.extend(decoded.failures);
+        true
+    });
+    assert_eq!((failures.len(), failures[0].stage.as_str()), (1, "read"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever bytes come, the answer is a picture or an error.
+    #[test]
+    fn damaged_bytes_never_panic(
+        format in prop::sample::select(vec![ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::Gif, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP]),
+        hits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = encoded(photo(24, 17), format);
+        for (place, value) in hits {
+            let place = place.index(bytes.len());
+            bytes[place] = value;
+        }
+        let options = DecodeOptions { max_pixels: 1_000_000, ..DecodeOptions::default() };
+        let _ = decode::decode(&bytes, &options);
+        bytes.truncate(cut.index(bytes.len()));
+        let _ = decode::decode(&bytes, &options);
+    }
+}
