@@ -42,11 +42,15 @@ pub enum StoreError {
     FingerprintMismatch { path: String, differences: Differences },
     #[error("{path} is not a feature table: {reason}; name an empty or new folder for `features`")]
     NotATable { path: String, reason: String },
-    #[error("{path} was written by a newer imagedex (table schema {found}, this one knows {known}); update imagedex")]
+    #[error(
+        "{path} was written by a newer imagedex (table schema {found}, this one knows {known}); update imagedex"
+    )]
     NewerSchema { path: String, found: String, known: u32 },
     #[error("{path}: {reason}; {remedy}")]
     Io { path: String, reason: String, remedy: &'static str },
-    #[error("{file} is damaged: {reason}; restore it from a backup, or delete the features folder to embed again")]
+    #[error(
+        "{file} is damaged: {reason}; restore it from a backup, or delete the features folder to embed again"
+    )]
     Damaged { file: String, reason: String },
     #[error("another program wrote to {path} at the same time ({reason}); let it finish, then run again")]
     Conflict { path: String, reason: String },
@@ -68,7 +72,9 @@ impl StoreError {
     pub(crate) fn io(path: &Path, error: &io::Error) -> StoreError {
         use io::ErrorKind::*;
         let remedy = match error.kind() {
-            StorageFull | QuotaExceeded | FileTooLarge => "free some disk space, then run again: what is committed is kept",
+            StorageFull | QuotaExceeded | FileTooLarge => {
+                "free some disk space, then run again: what is committed is kept"
+            }
             PermissionDenied | ReadOnlyFilesystem => "make it writable, or name another folder",
             NotFound => "check the path",
             _ => "check the disk",
@@ -87,7 +93,8 @@ impl StoreError {
                 StoreError::Conflict { path: shown, reason: format!("version {version} is already there") }
             }
             DeltaTableError::Transaction {
-                source: source @ (TransactionError::CommitConflict(_) | TransactionError::MaxCommitAttempts(_)),
+                source:
+                    source @ (TransactionError::CommitConflict(_) | TransactionError::MaxCommitAttempts(_)),
             } => StoreError::Conflict { path: shown, reason: source.to_string() },
             error => StoreError::Failed { path: shown, reason: one_line(&error.to_string()) },
         }
@@ -97,14 +104,18 @@ impl StoreError {
     pub(crate) fn writing(path: &Path, error: &(dyn Error + 'static)) -> StoreError {
         match find_io(error) {
             Some(cause) => StoreError::io(path, cause),
-            None => StoreError::Failed { path: path.display().to_string(), reason: one_line(&error.to_string()) },
+            None => {
+                StoreError::Failed { path: path.display().to_string(), reason: one_line(&error.to_string()) }
+            }
         }
     }
 
     pub(crate) fn datafusion(path: &Path, error: DataFusionError) -> StoreError {
         match find_io(&error) {
             Some(cause) => StoreError::io(path, cause),
-            None => StoreError::Failed { path: path.display().to_string(), reason: one_line(&error.to_string()) },
+            None => {
+                StoreError::Failed { path: path.display().to_string(), reason: one_line(&error.to_string()) }
+            }
         }
     }
 }
@@ -141,7 +152,10 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_with_its_remedy_however_deep_it_hides() {
         let full = io::Error::from_raw_os_error(28);
-        let error = DeltaTableError::from(deltalake::ObjectStoreError::Generic { store: "local", source: Box::new(full) });
+        let error = DeltaTableError::from(deltalake::ObjectStoreError::Generic {
+            store: "local",
+            source: Box::new(full),
+        });
         let error = StoreError::delta(Path::new("features"), error);
         assert!(matches!(&error, StoreError::Io { .. }), "{error:?}");
         assert!(error.to_string().contains("free some disk space"), "{error}");

@@ -18,7 +18,9 @@ const COLUMNS: [&str; 5] = ["path", "split", "stage", "kind", "reason"];
 
 /// Writes the failures of a run in the order given, over those of the run before. Readers see the old file or the new one.
 pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreError> {
-    let text = |get: fn(&Failure) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(failures.iter().map(get))) };
+    let text = |get: fn(&Failure) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(failures.iter().map(get)))
+    };
     let columns = vec![
         text(|failure| &failure.path),
         text(|failure| failure.split.name()),
@@ -27,7 +29,8 @@ pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreErro
         text(|failure| &failure.reason),
     ];
     let schema = Arc::new(Schema::new(COLUMNS.map(|name| Field::new(name, DataType::Utf8, false)).to_vec()));
-    let rows = RecordBatch::try_new(schema.clone(), columns).expect("five columns of text, all of one length");
+    let rows =
+        RecordBatch::try_new(schema.clone(), columns).expect("five columns of text, all of one length");
     replace_file(path, |file| {
         let mut writer = ArrowWriter::try_new(file, schema, Some(writer_properties()))?;
         writer.write(&rows)?;
@@ -45,15 +48,24 @@ pub fn read_failures(path: &Path) -> Result<Vec<Failure>, StoreError> {
     for rows in reader.map_err(|error| damaged(error.to_string()))? {
         let rows = rows.map_err(|error| damaged(error.to_string()))?;
         let column = |name: &str| {
-            let column = rows.column_by_name(name).ok_or_else(|| damaged(format!("there is no column {name}")))?;
+            let column =
+                rows.column_by_name(name).ok_or_else(|| damaged(format!("there is no column {name}")))?;
             cast(column, &DataType::Utf8).map_err(|error| damaged(error.to_string()))
         };
-        let columns = [column("path")?, column("split")?, column("stage")?, column("kind")?, column("reason")?];
+        let columns =
+            [column("path")?, column("split")?, column("stage")?, column("kind")?, column("reason")?];
         let [path, split, stage, kind, reason] = columns.each_ref().map(|column| column.as_string::<i32>());
         for row in 0..rows.num_rows() {
-            let split = parse_split(split.value(row)).ok_or_else(|| damaged(format!("unknown split {:?}", split.value(row))))?;
+            let split = parse_split(split.value(row))
+                .ok_or_else(|| damaged(format!("unknown split {:?}", split.value(row))))?;
             let text = |column: &StringArray| column.value(row).to_owned();
-            failures.push(Failure { path: text(path), split, stage: text(stage), kind: text(kind), reason: text(reason) });
+            failures.push(Failure {
+                path: text(path),
+                split,
+                stage: text(stage),
+                kind: text(kind),
+                reason: text(reason),
+            });
         }
     }
     Ok(failures)
@@ -110,7 +122,11 @@ mod tests {
         assert_eq!(read_failures(&path).unwrap(), [failure("b"), failure("a")]);
         write_failures(&path, &[]).unwrap();
         assert_eq!(read_failures(&path).unwrap(), []);
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
     }
 
     #[test]
@@ -119,6 +135,9 @@ mod tests {
         let path = dir.path().join("failures.parquet");
         std::fs::write(&path, b"PAR1").unwrap();
         let error = read_failures(&path).unwrap_err();
-        assert!(matches!(&error, StoreError::Damaged { file, .. } if file.ends_with("failures.parquet")), "{error}");
+        assert!(
+            matches!(&error, StoreError::Damaged { file, .. } if file.ends_with("failures.parquet")),
+            "{error}"
+        );
     }
 }

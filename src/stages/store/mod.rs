@@ -1,7 +1,7 @@
 //! [`EmbeddingBatch`] ⇄ the feature table: a Delta table of Parquet files, one row for each picture, key (`split`, `id`).
 //!
 //! A run asks [`FeatureStore::plan`] what is to be done, embeds what it must, and writes with [`append`](FeatureStore::append),
-//! [`replace`](FeatureStore::replace) and [`finish`](FeatureStore::finish); each call is one atomic commit, or none where there is
+//! [`apply`](FeatureStore::apply) and [`replace`](FeatureStore::replace); each call is one atomic commit, or none where there is
 //! nothing to do. So a run that is killed loses the open batch alone, and the next one asks the table, not a journal of
 //! its own, what is missing.
 //!
@@ -100,7 +100,8 @@ impl FeatureStore {
             return Ok(None);
         }
         let delta = |error| StoreError::delta(dir, error);
-        let mut table = DeltaTableBuilder::from_url(table_url(dir)?).and_then(DeltaTableBuilder::build).map_err(delta)?;
+        let mut table =
+            DeltaTableBuilder::from_url(table_url(dir)?).and_then(DeltaTableBuilder::build).map_err(delta)?;
         table.load().await.map_err(delta)?;
         let provenance = read_provenance(dir, &table)?;
         Ok(Some(FeatureStore { dir: dir.to_owned(), table, provenance }))
@@ -151,7 +152,8 @@ impl FeatureStore {
             return Ok(());
         }
         let mut differences = differing_facts(&stored.facts, &ours.facts);
-        let also = |field: &str, stored: String, ours: String| Difference { field: field.to_owned(), stored, ours };
+        let also =
+            |field: &str, stored: String, ours: String| Difference { field: field.to_owned(), stored, ours };
         if stored.dim != ours.dim {
             differences.push(also("dimension", stored.dim.to_string(), ours.dim.to_string()));
         }
@@ -190,7 +192,9 @@ impl FeatureStore {
     pub async fn register(&self, context: &SessionContext) -> Result<(), StoreError> {
         let datafusion = |error| StoreError::datafusion(&self.dir, error);
         let session = context.state();
-        self.table.update_datafusion_session(&session).map_err(|error| StoreError::delta(&self.dir, error))?;
+        self.table
+            .update_datafusion_session(&session)
+            .map_err(|error| StoreError::delta(&self.dir, error))?;
         let provider = self.table.table_provider().await.map_err(datafusion)?;
         context.register_table("features", provider).map_err(datafusion)?;
         Ok(())
@@ -231,8 +235,9 @@ impl FeatureStore {
                     f(&self.read_rows(Some(is_split(split).and(col("id").eq(lit(id)))), 1).await?)?;
                     continue;
                 };
-                let band_filter =
-                    is_split(split).and(col("id").gt_eq(lit(first.as_str()))).and(col("id").lt_eq(lit(last.as_str())));
+                let band_filter = is_split(split)
+                    .and(col("id").gt_eq(lit(first.as_str())))
+                    .and(col("id").lt_eq(lit(last.as_str())));
                 let rows = self.read_rows(Some(band_filter), band.len()).await?;
                 for start in (0..rows.len()).step_by(batch_rows) {
                     f(&slice(&rows, start, batch_rows.min(rows.len() - start)))?;
@@ -265,7 +270,11 @@ impl FeatureStore {
         }
         validate(batch, self.dim())?;
         if let Some((split, id)) = self.first_stored_key(batch).await? {
-            return Err(StoreError::Duplicate { split: split.name(), id, place: "it is already in the table" });
+            return Err(StoreError::Duplicate {
+                split: split.name(),
+                id,
+                place: "it is already in the table",
+            });
         }
         let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
         self.table = self
@@ -290,7 +299,9 @@ impl FeatureStore {
         validate(batch, self.dim())?;
         let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
         let rows = with_column(&rows, "op", Arc::new(StringArray::from(vec!["put"; batch.len()])));
-        let source = SessionContext::new().read_batch(rows).map_err(|error| StoreError::datafusion(&self.dir, error))?;
+        let source = SessionContext::new()
+            .read_batch(rows)
+            .map_err(|error| StoreError::datafusion(&self.dir, error))?;
         self.merge(source, facts).await
     }
 
@@ -311,12 +322,16 @@ impl FeatureStore {
             .when_matched_delete(|delete| delete.predicate(op("delete")))
             .and_then(|merge| {
                 merge.when_matched_update(|update| {
-                    COLUMNS.iter().fold(update.predicate(op("put")), |update, name| update.update(*name, from_source(name)))
+                    COLUMNS.iter().fold(update.predicate(op("put")), |update, name| {
+                        update.update(*name, from_source(name))
+                    })
                 })
             })
             .and_then(|merge| {
                 merge.when_not_matched_insert(|insert| {
-                    COLUMNS.iter().fold(insert.predicate(op("put")), |insert, name| insert.set(*name, from_source(name)))
+                    COLUMNS.iter().fold(insert.predicate(op("put")), |insert, name| {
+                        insert.set(*name, from_source(name))
+                    })
                 })
             });
         let merged = match merge {
@@ -352,7 +367,13 @@ impl FeatureStore {
             self.table = table;
         }
         // Lite mode looks at the log alone; with nothing to remove it commits nothing.
-        let (table, _) = self.table.clone().vacuum().with_commit_properties(commit_properties(facts)).await.map_err(delta)?;
+        let (table, _) = self
+            .table
+            .clone()
+            .vacuum()
+            .with_commit_properties(commit_properties(facts))
+            .await
+            .map_err(delta)?;
         self.table = table;
         Ok(self.version() != before)
     }
@@ -368,10 +389,16 @@ impl FeatureStore {
                 "a value is missing",
             ),
             (
-                format!("SELECT split, id FROM features WHERE cardinality(embedding) <> {} LIMIT 1", self.dim()),
+                format!(
+                    "SELECT split, id FROM features WHERE cardinality(embedding) <> {} LIMIT 1",
+                    self.dim()
+                ),
                 "the vector has another length than the table's",
             ),
-            ("SELECT split, id FROM features GROUP BY split, id HAVING count(*) > 1 LIMIT 1".into(), "the key is there twice"),
+            (
+                "SELECT split, id FROM features GROUP BY split, id HAVING count(*) > 1 LIMIT 1".into(),
+                "the key is there twice",
+            ),
             (
                 format!(
                     "SELECT split, id FROM features WHERE fingerprint <> '{}' LIMIT 1",
@@ -383,7 +410,10 @@ impl FeatureStore {
         for (query, reason) in checks {
             let found = self.collect(context.sql(&query).await).await?;
             if let Some((split, id)) = found.iter().find_map(first_key) {
-                return Err(StoreError::Failed { path: self.shown(), reason: format!("{split} picture {id:?}: {reason}") });
+                return Err(StoreError::Failed {
+                    path: self.shown(),
+                    reason: format!("{split} picture {id:?}: {reason}"),
+                });
             }
         }
         Ok(())
@@ -413,7 +443,10 @@ impl FeatureStore {
         table.map_err(|error| StoreError::datafusion(&self.dir, error))
     }
 
-    async fn collect(&self, rows: Result<DataFrame, DataFusionError>) -> Result<Vec<RecordBatch>, StoreError> {
+    async fn collect(
+        &self,
+        rows: Result<DataFrame, DataFusionError>,
+    ) -> Result<Vec<RecordBatch>, StoreError> {
         let collected = match rows {
             Ok(rows) => rows.collect().await,
             Err(error) => Err(error),
@@ -472,13 +505,16 @@ impl FeatureStore {
     /// The first of the table's files that is missing, has another size than when it was written, or cannot be read.
     fn diagnose(&self) -> Option<StoreError> {
         for (file, size) in self.files_with_size().ok()? {
-            let damaged = |reason: String| Some(StoreError::Damaged { file: file.display().to_string(), reason });
+            let damaged =
+                |reason: String| Some(StoreError::Damaged { file: file.display().to_string(), reason });
             match fs::metadata(&file) {
                 Ok(metadata) if metadata.len() != size => {
                     return damaged(format!("it has {} bytes of {size}", metadata.len()));
                 }
                 Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return damaged("it is missing".into()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return damaged("it is missing".into());
+                }
                 Err(error) => return Some(StoreError::io(&file, &error)),
             }
             let opened = match fs::File::open(&file) {
@@ -488,7 +524,9 @@ impl FeatureStore {
             let read = ParquetRecordBatchReaderBuilder::try_new(opened)
                 .and_then(|builder| builder.build())
                 .map_err(|error| error.to_string())
-                .and_then(|mut rows| rows.try_for_each(|rows| rows.map(drop)).map_err(|error| error.to_string()));
+                .and_then(|mut rows| {
+                    rows.try_for_each(|rows| rows.map(drop)).map_err(|error| error.to_string())
+                });
             if let Err(reason) = read {
                 return damaged(reason);
             }
@@ -523,7 +561,8 @@ fn with_column(rows: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch 
     let mut fields: Vec<_> = rows.schema().fields().iter().cloned().collect();
     fields.push(Arc::new(Field::new(name, column.data_type().clone(), true)));
     let columns = rows.columns().iter().cloned().chain([column]).collect();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("a column of the same length, with its own field")
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+        .expect("a column of the same length, with its own field")
 }
 
 fn now_us() -> i64 {
@@ -548,6 +587,11 @@ fn write_session() -> SessionState {
 
 fn table_url(dir: &Path) -> Result<Url, StoreError> {
     let absolute = std::path::absolute(dir).map_err(|error| StoreError::io(dir, &error))?;
+    // Delta decodes the URL twice on some of its ways: `a%20b` would be made in one place and looked for in another.
+    if absolute.to_string_lossy().contains('%') {
+        let reason = "its path holds a percent sign, which Delta tables cannot have".into();
+        return Err(StoreError::NotATable { path: dir.display().to_string(), reason });
+    }
     Url::from_directory_path(&absolute).map_err(|()| StoreError::NotATable {
         path: dir.display().to_string(),
         reason: "its path cannot be written as a URL".into(),
@@ -561,7 +605,9 @@ fn holds_table(dir: &Path) -> Result<bool, StoreError> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => return Err(not_a_table("it is a file")),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            return Err(not_a_table("it is a file"));
+        }
         Err(error) => return Err(StoreError::io(dir, &error)),
     };
     let mut is_empty = true;
@@ -569,8 +615,10 @@ fn holds_table(dir: &Path) -> Result<bool, StoreError> {
         let entry = entry.map_err(|error| StoreError::io(dir, &error))?;
         if entry.file_name() == "_delta_log" {
             // A process killed while it made the table leaves the folder of the log behind, empty.
-            let mut log = fs::read_dir(entry.path()).map_err(|error| StoreError::io(&entry.path(), &error))?;
-            if log.any(|file| file.is_ok_and(|file| file.path().extension().is_some_and(|end| end == "json"))) {
+            let mut log =
+                fs::read_dir(entry.path()).map_err(|error| StoreError::io(&entry.path(), &error))?;
+            if log.any(|file| file.is_ok_and(|file| file.path().extension().is_some_and(|end| end == "json")))
+            {
                 return Ok(true);
             }
         } else {
@@ -596,7 +644,8 @@ fn read_provenance(dir: &Path, table: &DeltaTable) -> Result<Provenance, StoreEr
         reason: format!("its table property {key} is missing or unreadable"),
     };
     let fingerprint = configuration.get(FINGERPRINT).ok_or_else(|| missing(FINGERPRINT))?.clone();
-    let dim = configuration.get(DIMENSION).and_then(|dim| dim.parse().ok()).ok_or_else(|| missing(DIMENSION))?;
+    let dim =
+        configuration.get(DIMENSION).and_then(|dim| dim.parse().ok()).ok_or_else(|| missing(DIMENSION))?;
     let facts = configuration.get(PROVENANCE).and_then(|facts| serde_json::from_str(facts).ok());
     Ok(Provenance { fingerprint, dim, facts: facts.ok_or_else(|| missing(PROVENANCE))? })
 }
@@ -611,6 +660,10 @@ fn differing_facts(stored: &Value, ours: &Value) -> Vec<Difference> {
     fields
         .into_iter()
         .filter(|field| stored.get(*field) != ours.get(*field))
-        .map(|field| Difference { field: field.clone(), stored: shown(stored.get(field)), ours: shown(ours.get(field)) })
+        .map(|field| Difference {
+            field: field.clone(),
+            stored: shown(stored.get(field)),
+            ours: shown(ours.get(field)),
+        })
         .collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! DataFusion joins the two, reading the table's short columns alone; vectors are touched only where they are copied.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
@@ -15,7 +15,10 @@ use datafusion::prelude::SessionContext;
 use super::{CommitFacts, FeatureStore, StoreError, now_us, parse_split};
 use crate::stages::scan::{ImageRef, Seen, Split};
 
-/// What a run has to do. The parts can be carried out in any order, and again by the next run if this one is cut off.
+/// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the rest.
+///
+/// In this order because [`replace`](FeatureStore::replace) writes over vectors that others are to be copied from. A run that is cut
+/// off anywhere leaves a table from which the next plan goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Keys that the table does not hold, with bytes that it does not hold either; in the order seen. For `append`.
@@ -35,7 +38,10 @@ pub struct Plan {
 impl Plan {
     /// Whether the table is already as it should be.
     pub fn is_empty(&self) -> bool {
-        self.embed_new.is_empty() && self.embed_changed.is_empty() && self.reuse.is_empty() && self.delete.is_empty()
+        self.embed_new.is_empty()
+            && self.embed_changed.is_empty()
+            && self.reuse.is_empty()
+            && self.delete.is_empty()
     }
 
     /// How many pictures must go through the network.
@@ -63,12 +69,19 @@ impl FeatureStore {
         let mut keys = HashSet::with_capacity(seen.len());
         for Seen { image, .. } in seen {
             if !keys.insert((image.split, image.id.as_str())) {
-                return Err(StoreError::Duplicate { split: image.split.name(), id: image.id.clone(), place: "in the input" });
+                return Err(StoreError::Duplicate {
+                    split: image.split.name(),
+                    id: image.id.clone(),
+                    place: "in the input",
+                });
             }
         }
         let context = self.context().await?;
-        context.register_batch("seen", seen_rows(seen)).map_err(|error| StoreError::datafusion(self.dir(), error))?;
-        let found = Differing::read(&self.collect(context.sql(DIFFERING).await).await?).map_err(|error| self.failed(error))?;
+        context
+            .register_batch("seen", seen_rows(seen))
+            .map_err(|error| StoreError::datafusion(self.dir(), error))?;
+        let found = Differing::read(&self.collect(context.sql(DIFFERING).await).await?)
+            .map_err(|error| self.failed(error))?;
         let unchanged = seen.len() - found.new.len() - found.changed.len() - found.relabelled.len();
 
         let sources = if found.new.is_empty() && found.changed.is_empty() {
@@ -76,7 +89,8 @@ impl FeatureStore {
         } else {
             self.sources(&context, seen, &found).await?
         };
-        let mut plan = Plan { unchanged, relabelled: found.relabelled.len(), delete: found.gone, ..Default::default() };
+        let mut plan =
+            Plan { unchanged, relabelled: found.relabelled.len(), delete: found.gone, ..Default::default() };
         let reuse = |row: usize, source: (Split, String)| Reuse {
             image: seen[row].image.clone(),
             sha256: seen[row].sha256.clone(),
@@ -100,71 +114,54 @@ impl FeatureStore {
         Ok(plan)
     }
 
-    /// For the bytes of new and changed pictures: the row to take the vector from.
-    ///
-    /// A row that will itself be embedded anew cannot be a source, as its vector may be gone by then. Which rows those are depends
-    /// on the sources of others (renumber `1.jpg` … `9.jpg` and each takes its neighbour's vector), so candidates fall away until
-    /// nothing changes any more.
+    /// For the bytes of new and changed pictures: the first row, by key, that holds their vector now.
     async fn sources(
         &self,
         context: &SessionContext,
         seen: &[Seen],
         found: &Differing,
     ) -> Result<HashMap<String, (Split, String)>, StoreError> {
-        let changed: HashMap<(Split, &str), &str> = found
-            .changed
-            .iter()
-            .map(|&row| ((seen[row].image.split, seen[row].image.id.as_str()), seen[row].sha256.as_str()))
-            .collect();
-        // Empty is what imported rows have for a hash.
-        let wanted: HashSet<&str> = found.new.iter().chain(&found.changed).map(|&row| seen[row].sha256.as_str()).collect();
+        let wanted: HashSet<&str> =
+            found.new.iter().chain(&found.changed).map(|&row| seen[row].sha256.as_str()).collect();
+        // An empty hash is what imported rows have: it says nothing.
         let wanted = StringArray::from_iter_values(wanted.into_iter().filter(|sha256| !sha256.is_empty()));
-        let wanted = RecordBatch::try_from_iter([("sha256", Arc::new(wanted) as ArrayRef)]).map_err(|error| self.failed(error))?;
-        context.register_batch("wanted", wanted).map_err(|error| StoreError::datafusion(self.dir(), error))?;
-        let rows = self.collect(context.sql(SOURCES).await).await?;
-
-        let mut candidates: BTreeMap<String, Vec<(Split, String)>> = BTreeMap::new();
-        for rows in &rows {
-            let (sha256, split, id) = (text(rows, 0), text(rows, 1), text(rows, 2));
-            let (sha256, split, id) = (sha256?, split?, id?);
+        let wanted = RecordBatch::try_from_iter([("sha256", Arc::new(wanted) as ArrayRef)])
+            .map_err(|error| self.failed(error))?;
+        context
+            .register_batch("wanted", wanted)
+            .map_err(|error| StoreError::datafusion(self.dir(), error))?;
+        let mut sources = HashMap::new();
+        for rows in self.collect(context.sql(SOURCES).await).await? {
+            let (sha256, split, id) = (text(&rows, 0)?, text(&rows, 1)?, text(&rows, 2)?);
             for row in 0..rows.num_rows() {
                 if let Some(split) = parse_split(split.value(row)) {
-                    candidates.entry(sha256.value(row).to_owned()).or_default().push((split, id.value(row).to_owned()));
+                    sources
+                        .entry(sha256.value(row).to_owned())
+                        .or_insert_with(|| (split, id.value(row).to_owned()));
                 }
             }
         }
-        loop {
-            let lost = |(split, id): &(Split, String)| {
-                changed.get(&(*split, id.as_str())).is_some_and(|sha256| !candidates.contains_key(*sha256))
-            };
-            let left: BTreeMap<_, Vec<_>> = candidates
-                .iter()
-                .map(|(sha256, rows)| (sha256.clone(), rows.iter().filter(|row| !lost(row)).cloned().collect::<Vec<_>>()))
-                .filter(|(_, rows)| !rows.is_empty())
-                .collect();
-            if left == candidates {
-                break;
-            }
-            candidates = left;
-        }
-        Ok(candidates.into_iter().map(|(sha256, mut rows)| (sha256, rows.swap_remove(0))).collect())
+        Ok(sources)
     }
 
     /// Copies vectors to their new keys and deletes what is gone, in one commit; none where there is nothing to do.
     ///
-    /// Vectors are read from the version before the commit, so a source may be deleted or written over by it.
+    /// Vectors are read from the version before the commit, so a source may be deleted or written over by it. Call it before
+    /// [`replace`](FeatureStore::replace), and once more for stored pictures whose new bytes turned out to be undecodable:
+    /// their old vectors are no longer true. Deleting a key that is not there is no error.
+    ///
     /// Errors: a source row that is not there any more or holds other bytes.
-    pub async fn finish(
+    pub async fn apply(
         &mut self,
-        reuse: Vec<Reuse>,
-        delete: Vec<(Split, String)>,
+        reuse: &[Reuse],
+        delete: &[(Split, String)],
         facts: &CommitFacts,
     ) -> Result<(), StoreError> {
         if reuse.is_empty() && delete.is_empty() {
             return Ok(());
         }
         let context = self.context().await?;
-        let ops = op_rows(&reuse, &delete, &self.provenance.fingerprint);
+        let ops = op_rows(reuse, delete, &self.provenance.fingerprint);
         context.register_batch("ops", ops).map_err(|error| StoreError::datafusion(self.dir(), error))?;
         if !reuse.is_empty() {
             let lost = self.collect(context.sql(LOST_SOURCES).await).await?;
@@ -182,11 +179,11 @@ impl FeatureStore {
 /// Every key whose row is not as it was seen. `row` counts the pictures seen and is null for a row that was not.
 const DIFFERING: &str = "
     SELECT seen.row AS row, stored.split AS split, stored.id AS id,
-           stored.id IS NOT NULL AND stored.sha256 IS DISTINCT FROM seen.sha256 AS changed
+           (stored.id IS NOT NULL) AND (stored.sha256 IS DISTINCT FROM seen.sha256) AS changed
     FROM seen FULL JOIN (SELECT split, id, sha256, label FROM features) AS stored
          ON stored.split = seen.split AND stored.id = seen.id
-    WHERE seen.row IS NULL OR stored.id IS NULL
-          OR stored.sha256 IS DISTINCT FROM seen.sha256 OR stored.label IS DISTINCT FROM seen.label";
+    WHERE (seen.row IS NULL) OR (stored.id IS NULL)
+          OR (stored.sha256 IS DISTINCT FROM seen.sha256) OR (stored.label IS DISTINCT FROM seen.label)";
 
 const SOURCES: &str = "
     SELECT features.sha256, features.split, features.id
@@ -225,7 +222,9 @@ impl Differing {
             for i in 0..rows.num_rows() {
                 let seen = row.is_valid(i).then(|| row.value(i) as usize);
                 match seen {
-                    None => found.gone.extend(parse_split(split.value(i)).map(|split| (split, id.value(i).to_owned()))),
+                    None => found
+                        .gone
+                        .extend(parse_split(split.value(i)).map(|split| (split, id.value(i).to_owned()))),
                     Some(row) if id.is_null(i) => found.new.push(row),
                     Some(row) if changed.value(i) => found.changed.push(row),
                     Some(row) => found.relabelled.push(row),
@@ -248,7 +247,9 @@ fn text(rows: &RecordBatch, column: usize) -> Result<StringArray, StoreError> {
 }
 
 fn seen_rows(seen: &[Seen]) -> RecordBatch {
-    let text = |get: fn(&Seen) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(seen.iter().map(get))) };
+    let text = |get: fn(&Seen) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(seen.iter().map(get)))
+    };
     let columns: [(&str, ArrayRef); 5] = [
         ("row", Arc::new(UInt64Array::from_iter_values(0..seen.len() as u64))),
         ("split", text(|seen| seen.image.split.name())),
@@ -266,8 +267,12 @@ fn op_rows(reuse: &[Reuse], delete: &[(Split, String)], fingerprint: &str) -> Re
     let copies = |get: fn(&Reuse) -> Option<&str>| -> ArrayRef {
         Arc::new(StringArray::from_iter(reuse.iter().map(get).chain(delete.iter().map(|_| None))))
     };
-    let ids = reuse.iter().map(|reuse| reuse.image.id.as_str()).chain(delete.iter().map(|(_, id)| id.as_str()));
-    let splits = reuse.iter().map(|reuse| reuse.image.split.name()).chain(delete.iter().map(|(split, _)| split.name()));
+    let ids =
+        reuse.iter().map(|reuse| reuse.image.id.as_str()).chain(delete.iter().map(|(_, id)| id.as_str()));
+    let splits = reuse
+        .iter()
+        .map(|reuse| reuse.image.split.name())
+        .chain(delete.iter().map(|(split, _)| split.name()));
     let ops = reuse.iter().map(|_| "put").chain(delete.iter().map(|_| "delete"));
     let columns: [(&str, ArrayRef); 9] = [
         ("id", Arc::new(StringArray::from_iter_values(ids))),

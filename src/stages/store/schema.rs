@@ -14,7 +14,9 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::buffer::OffsetBuffer;
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, Field, Float32Type, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit};
+use datafusion::arrow::datatypes::{
+    DataType, Field, Float32Type, Int32Type, Int64Type, Schema, SchemaRef, TimeUnit,
+};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -29,7 +31,18 @@ pub const SCHEMA_VERSION: u32 = 1;
 
 /// The columns in their order.
 pub const COLUMNS: [&str; 12] = [
-    "id", "label", "split", "sha256", "dhash", "width", "height", "format", "norm", "embedding", "fingerprint", "indexed_at",
+    "id",
+    "label",
+    "split",
+    "sha256",
+    "dhash",
+    "width",
+    "height",
+    "format",
+    "norm",
+    "embedding",
+    "fingerprint",
+    "indexed_at",
 ];
 
 /// The vector's column inside the Parquet file. Delta calls the child of a list `element`, where Arrow says `item`; with the
@@ -40,7 +53,8 @@ pub const EMBEDDING_PATH: [&str; 3] = ["embedding", "list", "element"];
 pub const ROW_GROUP_ROWS: usize = 16_384;
 
 fn element() -> Arc<Field> {
-    static ELEMENT: LazyLock<Arc<Field>> = LazyLock::new(|| Arc::new(Field::new("element", DataType::Float32, true)));
+    static ELEMENT: LazyLock<Arc<Field>> =
+        LazyLock::new(|| Arc::new(Field::new("element", DataType::Float32, true)));
     ELEMENT.clone()
 }
 
@@ -112,7 +126,9 @@ pub fn validate(batch: &EmbeddingBatch, dim: usize) -> Result<(), StoreError> {
 /// `indexed_at_us`: microseconds since 1970-01-01 UTC.
 pub fn to_record_batch(batch: &EmbeddingBatch, fingerprint: &str, indexed_at_us: i64) -> RecordBatch {
     let pictures = &batch.pictures;
-    let text = |get: fn(&Picture) -> &str| -> ArrayRef { Arc::new(StringArray::from_iter_values(pictures.iter().map(get))) };
+    let text = |get: fn(&Picture) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(pictures.iter().map(get)))
+    };
     let embedding = ListArray::new(
         element(),
         OffsetBuffer::from_repeated_length(batch.dim, pictures.len()),
@@ -133,7 +149,8 @@ pub fn to_record_batch(batch: &EmbeddingBatch, fingerprint: &str, indexed_at_us:
         Arc::new(StringArray::from_iter_values(pictures.iter().map(|_| fingerprint))),
         Arc::new(TimestampMicrosecondArray::from_value(indexed_at_us, pictures.len()).with_timezone("UTC")),
     ];
-    RecordBatch::try_new(arrow_schema(), columns).expect("columns are built from the schema above, all of one length")
+    RecordBatch::try_new(arrow_schema(), columns)
+        .expect("columns are built from the schema above, all of one length")
 }
 
 /// Appends rows that were read from a table, whatever string and list types the reader chose.
@@ -144,16 +161,29 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
         let column = rows.column_by_name(name).ok_or_else(|| format!("there is no column {name}"))?;
         cast(column, kind).map_err(|error| format!("column {name} has type {}: {error}", column.data_type()))
     };
-    let (id, label, split) =
-        (column("id", &DataType::Utf8)?, column("label", &DataType::Utf8)?, column("split", &DataType::Utf8)?);
+    let (id, label, split) = (
+        column("id", &DataType::Utf8)?,
+        column("label", &DataType::Utf8)?,
+        column("split", &DataType::Utf8)?,
+    );
     let (sha256, format) = (column("sha256", &DataType::Utf8)?, column("format", &DataType::Utf8)?);
-    let (dhash, width, height) =
-        (column("dhash", &DataType::Int64)?, column("width", &DataType::Int32)?, column("height", &DataType::Int32)?);
+    let (dhash, width, height) = (
+        column("dhash", &DataType::Int64)?,
+        column("width", &DataType::Int32)?,
+        column("height", &DataType::Int32)?,
+    );
     let norm = column("norm", &DataType::Float32)?;
     let embedding = column("embedding", &DataType::List(element()))?;
     let required = [
-        ("id", &id), ("split", &split), ("sha256", &sha256), ("format", &format), ("dhash", &dhash), ("width", &width),
-        ("height", &height), ("norm", &norm), ("embedding", &embedding),
+        ("id", &id),
+        ("split", &split),
+        ("sha256", &sha256),
+        ("format", &format),
+        ("dhash", &dhash),
+        ("width", &width),
+        ("height", &height),
+        ("norm", &norm),
+        ("embedding", &embedding),
     ];
 
     let id = id.as_string::<i32>();
@@ -163,7 +193,8 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
             return Err(format!("picture {id:?}: column {name} is null"));
         }
     }
-    let (label, split, sha256) = (label.as_string::<i32>(), split.as_string::<i32>(), sha256.as_string::<i32>());
+    let (label, split, sha256) =
+        (label.as_string::<i32>(), split.as_string::<i32>(), sha256.as_string::<i32>());
     let (format, dhash) = (format.as_string::<i32>(), dhash.as_primitive::<Int64Type>());
     let (width, height) = (width.as_primitive::<Int32Type>(), height.as_primitive::<Int32Type>());
     let embedding = embedding.as_list::<i32>();
@@ -172,10 +203,16 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
         let vector = embedding.value(row);
         let vector = vector.as_primitive::<Float32Type>();
         if vector.len() != out.dim || vector.null_count() > 0 {
-            let reason = format!("{} numbers, {} of them null, where {} belong", vector.len(), vector.null_count(), out.dim);
+            let reason = format!(
+                "{} numbers, {} of them null, where {} belong",
+                vector.len(),
+                vector.null_count(),
+                out.dim
+            );
             return Err(format!("picture {id:?}: the vector has {reason}"));
         }
-        let split = parse_split(split.value(row)).ok_or_else(|| format!("picture {id:?}: unknown split {:?}", split.value(row)))?;
+        let split = parse_split(split.value(row))
+            .ok_or_else(|| format!("picture {id:?}: unknown split {:?}", split.value(row)))?;
         out.vectors.extend_from_slice(vector.values());
         out.norms.push(norm.as_primitive::<Float32Type>().value(row));
         out.pictures.push(Picture {
