@@ -12,7 +12,8 @@ use toml::{Table, Value};
 
 use crate::engines::EngineConfig;
 use crate::metric::Metric;
-use crate::models::{ModelChoice, Normalize, Pooling, Precision, Provider, Resize};
+use crate::models::card::{DEFAULT_BATCH, ModelChoice};
+use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
 use crate::stages::decode::Exif;
 use crate::stages::evaluate::Mode;
 use crate::stages::scan::LabelRule;
@@ -275,7 +276,7 @@ impl PipelineFile {
             Some(threads) => threads,
             None => std::thread::available_parallelism().map_or(1, usize::from),
         };
-        let batch = self.model.batch.unwrap_or(ModelChoice::DEFAULT_BATCH);
+        let batch = self.model.batch.unwrap_or(DEFAULT_BATCH);
         if batch == 0 || batch > 1024 {
             return Err(value_error("model.batch", format!("{batch} is not between 1 and 1024")));
         }

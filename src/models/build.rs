@@ -72,7 +72,7 @@ pub struct Built {
 pub fn build(
     card: &Card,
     weights: &Path,
-    ranges: &Path,
+    ranges: &Ranges,
     models_dir: &Path,
 ) -> Result<Vec<Built>, ModelError> {
     let io = |path: &Path, error: std::io::Error| ModelError::Write {
@@ -86,7 +86,6 @@ pub fn build(
         });
     }
     std::fs::create_dir_all(models_dir).map_err(|error| io(models_dir, error))?;
-    let ranges = Ranges::load(ranges)?;
     let mut convs = None;
     let (mut built, mut wrong) = (Vec::new(), Vec::new());
     for entry in &card.files {
@@ -102,7 +101,7 @@ pub fn build(
         };
         let ranges = match entry.format {
             super::card::Format::Fp32 => None,
-            super::card::Format::Int8 => Some(&ranges),
+            super::card::Format::Int8 => Some(ranges),
         };
         let bytes = graph(convs, entry.pooling, ranges, Taps::No)?.encode_to_vec();
         let sha256 = super::sha256_hex(&bytes);

@@ -32,13 +32,24 @@ pub struct Ranges {
 }
 
 impl Ranges {
+    /// The ranges that the card of VGG16 was made with.
+    pub fn shipped() -> Result<Ranges, ModelError> {
+        Ranges::parse(include_str!("../../models/vgg16.int8.toml"), Path::new("vgg16.int8.toml"))
+    }
+
     /// Reads a ranges file; every layer must be there, with a number above zero.
     pub fn load(path: &Path) -> Result<Ranges, ModelError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ModelError::Ranges {
+            path: path.display().to_string(),
+            reason: format!("cannot be read: {error}"),
+        })?;
+        Ranges::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Ranges, ModelError> {
         let wrong = |reason: String| ModelError::Ranges { path: path.display().to_string(), reason };
-        let text =
-            std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let ranges: Ranges =
-            toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+            toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
         for (layer, _, _) in LAYERS {
             ranges.max(layer).map_err(|error| wrong(error.to_string()))?;
         }

@@ -118,13 +118,27 @@ impl Default for ModelChoice {
 }
 
 impl Card {
+    /// The card that ships under this name (`vgg16`), else the one in this file.
+    pub fn find(name_or_path: &str) -> Result<Card, ModelError> {
+        match name_or_path {
+            "vgg16" => Card::parse(include_str!("../../models/vgg16.toml"), Path::new("vgg16")),
+            path => Card::load(Path::new(path)),
+        }
+    }
+
     /// Reads a card; unknown keys are refused.
     pub fn load(path: &Path) -> Result<Card, ModelError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ModelError::Card {
+            path: path.display().to_string(),
+            reason: format!("cannot be read: {error}"),
+        })?;
+        Card::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Card, ModelError> {
         let wrong = |reason: String| ModelError::Card { path: path.display().to_string(), reason };
-        let text =
-            std::fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
         let mut card: Card =
-            toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
+            toml::from_str(text).map_err(|error| wrong(error.to_string().trim_end().to_owned()))?;
         card.folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
         card.check().map_err(wrong)?;
         Ok(card)

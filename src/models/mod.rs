@@ -50,6 +50,13 @@ pub enum ModelError {
     Calibration { what: String, reason: String },
 }
 
+impl ModelError {
+    /// Whether the configuration is at fault rather than a file.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, ModelError::Choice { .. } | ModelError::Card { .. } | ModelError::Ranges { .. })
+    }
+}
+
 macro_rules! named_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$doc])*
@@ -246,6 +253,11 @@ pub fn verify(card: &card::Card, models_dir: &Path) -> Result<Vec<Verified>, Mod
             Ok(Verified { file: entry.file.clone(), state })
         })
         .collect()
+}
+
+/// The folder of the built ONNX files in a cache.
+pub fn dir(cache: &Path) -> PathBuf {
+    cache.join("models")
 }
 
 /// A whole file.

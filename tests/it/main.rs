@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! All integration tests in one binary: one link, one start.
 
 mod support;
@@ -11,4 +12,8 @@ mod parity;
 mod quickstart;
 mod readers;
 mod setup;
+=======
+//! One test binary for everything that goes through the public interface.
+
+>>>>>>> store
 mod store;

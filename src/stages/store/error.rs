@@ -1,0 +1,170 @@
+//! What can go wrong with the feature table, sorted by what a caller does about it.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use datafusion::error::DataFusionError;
+use deltalake::DeltaTableError;
+use deltalake::kernel::transaction::TransactionError;
+
+/// One setting that the stored vectors were made with, beside the one asked for now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    pub field: String,
+    /// As JSON; `none` where the table does not know the field.
+    pub stored: String,
+    /// As JSON; `none` where this run does not know the field.
+    pub ours: String,
+}
+
+/// Shown as `precision: "fp32" in the table, "int8" asked for; …`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Differences(pub Vec<Difference>);
+
+impl fmt::Display for Differences {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, Difference { field, stored, ours }) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { "; " };
+            write!(f, "{separator}{field}: {stored} in the table, {ours} asked for")?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error(
+        "the vectors in {path} were made with other settings ({differences}); \
+         name another `features` folder for these settings, or delete that one to embed everything again"
+    )]
+    FingerprintMismatch { path: String, differences: Differences },
+    #[error("{path} is not a feature table: {reason}; name an empty or new folder for `features`")]
+    NotATable { path: String, reason: String },
+    #[error(
+        "{path} was written by a newer imagedex (table schema {found}, this one knows {known}); update imagedex"
+    )]
+    NewerSchema { path: String, found: String, known: u32 },
+    #[error("{path}: {reason}; {remedy}")]
+    Io { path: String, reason: String, remedy: &'static str },
+    #[error(
+        "{file} is damaged: {reason}; restore it from a backup, or delete the features folder to embed again"
+    )]
+    Damaged { file: String, reason: String },
+    #[error("another program wrote to {path} at the same time ({reason}); let it finish, then run again")]
+    Conflict { path: String, reason: String },
+    #[error("{split} picture {id:?}: {reason}")]
+    InvalidRow { split: &'static str, id: String, reason: String },
+    #[error("{split} picture {id:?} is there twice: {place}")]
+    Duplicate { split: &'static str, id: String, place: &'static str },
+    #[error("{path}: {reason}")]
+    Failed { path: String, reason: String },
+}
+
+impl StoreError {
+    /// Whether the configuration is at fault rather than disk, table or another program.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, StoreError::FingerprintMismatch { .. } | StoreError::NotATable { .. })
+    }
+
+    /// An I/O error on `path`, with the remedy that fits its kind.
+    pub(crate) fn io(path: &Path, error: &io::Error) -> StoreError {
+        use io::ErrorKind::*;
+        let remedy = match error.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => {
+                "free some disk space, then run again: what is committed is kept"
+            }
+            PermissionDenied | ReadOnlyFilesystem => "make it writable, or name another folder",
+            NotFound => "check the path",
+            _ => "check the disk",
+        };
+        StoreError::Io { path: path.display().to_string(), reason: error.to_string(), remedy }
+    }
+
+    /// Sorts an error of Delta's into ours. The operating system's reason wins, wherever in the chain it hides.
+    pub(crate) fn delta(path: &Path, error: DeltaTableError) -> StoreError {
+        let shown = path.display().to_string();
+        if let Some(cause) = find_io(&error) {
+            return StoreError::io(path, cause);
+        }
+        match error {
+            DeltaTableError::VersionAlreadyExists(version) => {
+                StoreError::Conflict { path: shown, reason: format!("version {version} is already there") }
+            }
+            DeltaTableError::Transaction {
+                source:
+                    source @ (TransactionError::CommitConflict(_) | TransactionError::MaxCommitAttempts(_)),
+            } => StoreError::Conflict { path: shown, reason: source.to_string() },
+            error => StoreError::Failed { path: shown, reason: one_line(&error.to_string()) },
+        }
+    }
+
+    /// An error of a file writer's, on the file that it was writing.
+    pub(crate) fn writing(path: &Path, error: &(dyn Error + 'static)) -> StoreError {
+        match find_io(error) {
+            Some(cause) => StoreError::io(path, cause),
+            None => {
+                StoreError::Failed { path: path.display().to_string(), reason: one_line(&error.to_string()) }
+            }
+        }
+    }
+
+    pub(crate) fn datafusion(path: &Path, error: DataFusionError) -> StoreError {
+        match find_io(&error) {
+            Some(cause) => StoreError::io(path, cause),
+            None => {
+                StoreError::Failed { path: path.display().to_string(), reason: one_line(&error.to_string()) }
+            }
+        }
+    }
+}
+
+/// Errors of the query engine carry back traces and plans over many lines.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The operating system's error at the bottom of a chain.
+fn find_io<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            // It may be a mere wrapper around something that has a true one inside.
+            return match io.get_ref() {
+                Some(inner) => find_io(inner),
+                None => io.raw_os_error().map(|_| io),
+            };
+        }
+        next = match error.downcast_ref::<DataFusionError>() {
+            // `source()` steps over errors that are shared between partitions.
+            Some(DataFusionError::Shared(inner)) => Some(inner.as_ref()),
+            _ => error.source(),
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_its_remedy_however_deep_it_hides() {
+        let full = io::Error::from_raw_os_error(28);
+        let error = DeltaTableError::from(deltalake::ObjectStoreError::Generic {
+            store: "local",
+            source: Box::new(full),
+        });
+        let error = StoreError::delta(Path::new("features"), error);
+        assert!(matches!(&error, StoreError::Io { .. }), "{error:?}");
+        assert!(error.to_string().contains("free some disk space"), "{error}");
+        assert!(!error.is_usage());
+    }
+
+    #[test]
+    fn a_lost_race_is_a_conflict() {
+        let error = StoreError::delta(Path::new("features"), DeltaTableError::VersionAlreadyExists(7));
+        assert!(matches!(error, StoreError::Conflict { .. }), "{error:?}");
+    }
+}

@@ -1,0 +1,422 @@
+//! The feature table: what is committed, what is not, and what is refused.
+
+use std::path::{Path, PathBuf};
+
+use imagedex::stages::decode::Picture;
+use imagedex::stages::embed::EmbeddingBatch;
+use imagedex::stages::scan::Split::{self, Gallery, Query};
+use imagedex::stages::scan::{ImageRef, Seen};
+use imagedex::stages::store::{CommitFacts, FeatureStore, Plan, Provenance, StoreError};
+use parquet::basic::{Compression, Encoding};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use serde_json::json;
+
+const DIM: usize = 8;
+
+/// A picture as a test names it: split, id, label, and the word that its bytes consist of.
+type Shot<'a> = (Split, &'a str, &'a str, &'a str);
+
+/// A vector that only the bytes decide, as with a real network.
+fn vector_of(bytes: &str) -> Vec<f32> {
+    let seed = bytes.bytes().fold(7_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+    (0..DIM as u32).map(|i| (seed.wrapping_mul(i + 1) % 1000) as f32 / 999.0).collect()
+}
+
+fn seen((split, id, label, bytes): Shot) -> Seen {
+    Seen {
+        image: ImageRef {
+            id: id.to_owned(),
+            split,
+            label: (!label.is_empty()).then(|| label.to_owned()),
+            path: PathBuf::from(id),
+        },
+        sha256: format!("sha-of-{bytes}"),
+    }
+}
+
+fn embed(pictures: &[Seen]) -> EmbeddingBatch {
+    let mut batch = EmbeddingBatch { dim: DIM, ..Default::default() };
+    for Seen { image, sha256 } in pictures {
+        let vector = vector_of(sha256);
+        batch.norms.push(vector.iter().sum());
+        batch.vectors.extend(vector);
+        batch.pictures.push(Picture {
+            id: image.id.clone(),
+            split: image.split,
+            label: image.label.clone(),
+            sha256: sha256.clone(),
+            dhash: u64::MAX - sha256.len() as u64,
+            width: 32,
+            height: 24,
+            format: "png".into(),
+        });
+    }
+    batch
+}
+
+fn provenance(precision: &str) -> Provenance {
+    Provenance {
+        fingerprint: format!("vgg16-{precision}"),
+        dim: DIM,
+        facts: json!({"model": "vgg16", "precision": precision, "side": 224}),
+    }
+}
+
+fn facts() -> CommitFacts {
+    CommitFacts(json!({"cpu": "test"}))
+}
+
+async fn open(dir: &Path) -> FeatureStore {
+    FeatureStore::open_or_create(dir, &provenance("fp32")).await.unwrap()
+}
+
+/// One whole run over the pictures: plan, embed, write. Returns the plan.
+async fn run(dir: &Path, shots: &[Shot<'_>]) -> Plan {
+    let mut store = open(dir).await;
+    let pictures: Vec<Seen> = shots.iter().copied().map(seen).collect();
+    let plan = store.plan(&pictures).await.unwrap();
+    store.apply(&plan.reuse, &plan.delete, &facts()).await.unwrap();
+    store.append(&embed(&plan.embed_new), &facts()).await.unwrap();
+    store.replace(&embed(&plan.embed_changed), &facts()).await.unwrap();
+    store.verify().await.unwrap();
+    assert_eq!(
+        rows(dir).await,
+        sorted(embed(&pictures)),
+        "the table holds exactly what a run from nothing would"
+    );
+    plan
+}
+
+async fn rows(dir: &Path) -> EmbeddingBatch {
+    open(dir).await.read(None).await.unwrap()
+}
+
+fn sorted(batch: EmbeddingBatch) -> EmbeddingBatch {
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|&i| (batch.pictures[i].split, batch.pictures[i].id.clone()));
+    EmbeddingBatch {
+        pictures: order.iter().map(|&i| batch.pictures[i].clone()).collect(),
+        dim: batch.dim,
+        vectors: order.iter().flat_map(|&i| batch.vector(i).to_vec()).collect(),
+        norms: order.iter().map(|&i| batch.norms[i]).collect(),
+    }
+}
+
+fn names(pictures: &[Seen]) -> Vec<&str> {
+    pictures.iter().map(|seen| seen.image.id.as_str()).collect()
+}
+
+fn copies(plan: &Plan) -> Vec<(&str, &str)> {
+    plan.reuse.iter().map(|reuse| (reuse.image.id.as_str(), reuse.source.1.as_str())).collect()
+}
+
+#[tokio::test]
+async fn a_second_run_commits_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let shots = [(Gallery, "b.jpg", "cat", "B"), (Gallery, "a.jpg", "", "A"), (Query, "q.jpg", "cat", "Q")];
+    let first = run(dir.path(), &shots).await;
+    assert_eq!(names(&first.embed_new), ["b.jpg", "a.jpg", "q.jpg"], "in the order seen");
+    let version = open(dir.path()).await.version();
+
+    let second = run(dir.path(), &shots).await;
+    assert!(second.is_empty(), "{second:?}");
+    assert_eq!(second.unchanged, 3);
+    let mut store = open(dir.path()).await;
+    assert!(!store.compact(&facts()).await.unwrap());
+    assert_eq!(store.version(), version);
+}
+
+#[tokio::test]
+async fn exactly_the_differences_are_done() {
+    let dir = tempfile::tempdir().unwrap();
+    run(
+        dir.path(),
+        &[
+            (Gallery, "same.jpg", "cat", "S"),
+            (Gallery, "changed.jpg", "cat", "C1"),
+            (Gallery, "old-name.jpg", "dog", "R"),
+            (Gallery, "gone.jpg", "dog", "G"),
+            (Gallery, "relabelled.jpg", "dog", "L"),
+        ],
+    )
+    .await;
+    let plan = run(
+        dir.path(),
+        &[
+            (Gallery, "same.jpg", "cat", "S"),
+            (Gallery, "changed.jpg", "cat", "C2"),
+            (Gallery, "new-name.jpg", "wolf", "R"),
+            (Gallery, "relabelled.jpg", "wolf", "L"),
+            (Gallery, "added.jpg", "cat", "A"),
+        ],
+    )
+    .await;
+    assert_eq!(names(&plan.embed_new), ["added.jpg"]);
+    assert_eq!(names(&plan.embed_changed), ["changed.jpg"]);
+    assert_eq!(copies(&plan), [("new-name.jpg", "old-name.jpg"), ("relabelled.jpg", "relabelled.jpg")]);
+    assert_eq!(plan.delete, [(Gallery, "gone.jpg".to_owned()), (Gallery, "old-name.jpg".to_owned())]);
+    assert_eq!((plan.unchanged, plan.relabelled, plan.to_embed()), (1, 1, 2));
+}
+
+#[tokio::test]
+async fn a_copy_takes_the_vector_and_survives_its_source() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "one.jpg", "cat", "X")]).await;
+    let plan = run(dir.path(), &[(Gallery, "copy.jpg", "cat", "X"), (Gallery, "one.jpg", "cat", "X")]).await;
+    assert_eq!(copies(&plan), [("copy.jpg", "one.jpg")]);
+    let plan = run(dir.path(), &[(Query, "moved.jpg", "cat", "X")]).await;
+    assert_eq!(plan.to_embed(), 0);
+    assert_eq!(plan.delete.len(), 2);
+}
+
+#[tokio::test]
+async fn renumbering_embeds_the_newcomer_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "1.jpg", "", "A"), (Gallery, "2.jpg", "", "B"), (Gallery, "3.jpg", "", "C")])
+        .await;
+    let plan = run(
+        dir.path(),
+        &[
+            (Gallery, "1.jpg", "", "NEW"),
+            (Gallery, "2.jpg", "", "A"),
+            (Gallery, "3.jpg", "", "B"),
+            (Gallery, "4.jpg", "", "C"),
+        ],
+    )
+    .await;
+    assert_eq!(names(&plan.embed_changed), ["1.jpg"]);
+    assert_eq!(copies(&plan), [("4.jpg", "3.jpg"), ("2.jpg", "1.jpg"), ("3.jpg", "2.jpg")]);
+    let swapped = run(
+        dir.path(),
+        &[
+            (Gallery, "1.jpg", "", "A"),
+            (Gallery, "2.jpg", "", "NEW"),
+            (Gallery, "3.jpg", "", "C"),
+            (Gallery, "4.jpg", "", "B"),
+        ],
+    )
+    .await;
+    assert_eq!((swapped.to_embed(), swapped.reuse.len()), (0, 4));
+}
+
+#[tokio::test]
+async fn gallery_and_query_may_share_an_id() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "x.jpg", "cat", "G"), (Query, "x.jpg", "dog", "Q")]).await;
+    let store = open(dir.path()).await;
+    assert_eq!(store.count(None).await.unwrap(), 2);
+    assert_eq!(store.count(Some(Query)).await.unwrap(), 1);
+    assert_eq!(store.read(Some(Query)).await.unwrap().pictures[0].label.as_deref(), Some("dog"));
+    let plan = run(dir.path(), &[(Gallery, "x.jpg", "cat", "G")]).await;
+    assert_eq!(plan.delete, [(Query, "x.jpg".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_killed_run_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let shots = [(Gallery, "a.jpg", "", "A"), (Gallery, "b.jpg", "", "B"), (Gallery, "c.jpg", "", "C")];
+    let pictures: Vec<Seen> = shots.into_iter().map(seen).collect();
+    {
+        let mut store = open(dir.path()).await;
+        let plan = store.plan(&pictures).await.unwrap();
+        store.append(&embed(&plan.embed_new[..2]), &facts()).await.unwrap();
+    }
+    let plan = run(dir.path(), &shots).await;
+    assert_eq!(names(&plan.embed_new), ["c.jpg"]);
+}
+
+#[tokio::test]
+async fn a_table_made_by_a_killed_process_is_made_again() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("_delta_log")).unwrap();
+    assert!(FeatureStore::open(dir.path()).await.unwrap().is_none());
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
+}
+
+#[tokio::test]
+async fn duplicates_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
+    let mut store = open(dir.path()).await;
+    let twice = [seen((Gallery, "b.jpg", "", "B")), seen((Gallery, "b.jpg", "", "C"))];
+    assert!(matches!(store.plan(&twice).await, Err(StoreError::Duplicate { .. })));
+    for batch in [embed(&twice), embed(&[seen((Gallery, "a.jpg", "", "A"))])] {
+        let error = store.append(&batch, &facts()).await.unwrap_err();
+        assert!(matches!(error, StoreError::Duplicate { .. }), "{error}");
+    }
+    assert_eq!(store.count(None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn other_settings_are_refused_and_spelled_out() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
+    let error = FeatureStore::open_or_create(dir.path(), &provenance("int8")).await.unwrap_err();
+    assert!(error.is_usage());
+    let text = error.to_string();
+    assert!(text.contains(r#"(precision: "fp32" in the table, "int8" asked for)"#), "{text}");
+    let other = Provenance { dim: 4, ..provenance("fp32") };
+    let text = FeatureStore::open_or_create(dir.path(), &other).await.unwrap_err().to_string();
+    assert!(text.contains("dimension: 8 in the table, 4 asked for"), "{text}");
+}
+
+#[tokio::test]
+async fn a_folder_that_is_no_table_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(FeatureStore::open(&dir.path().join("nothing")).await.unwrap().is_none());
+    assert!(FeatureStore::open(dir.path()).await.unwrap().is_none(), "an empty folder");
+    let file = dir.path().join("photo.jpg");
+    std::fs::write(&file, "x").unwrap();
+    for path in [dir.path(), file.as_path()] {
+        let error = FeatureStore::open_or_create(path, &provenance("fp32")).await.unwrap_err();
+        assert!(matches!(error, StoreError::NotATable { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_newer_table_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).await;
+    let log = dir.path().join("_delta_log/00000000000000000000.json");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let newer = text.replace(r#""imagedex.schema_version":"1""#, r#""imagedex.schema_version":"2""#);
+    assert_ne!(newer, text);
+    std::fs::write(&log, newer).unwrap();
+    let error = FeatureStore::open(dir.path()).await.unwrap_err();
+    assert!(matches!(error, StoreError::NewerSchema { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_path_with_spaces_and_signs_works() {
+    let dir = tempfile::tempdir().unwrap();
+    run(&dir.path().join("a b #1 ?x 'ä'"), &[(Gallery, "it's %41 ä\n.jpg", "", "A")]).await;
+    let error =
+        FeatureStore::open_or_create(&dir.path().join("a%20b"), &provenance("fp32")).await.unwrap_err();
+    assert!(error.to_string().contains("percent sign"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cut_off_or_missing_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A"), (Gallery, "b.jpg", "", "B")]).await;
+    let store = open(dir.path()).await;
+    let [file] = &store.files().unwrap()[..] else { panic!("one file") };
+    let bytes = std::fs::read(file).unwrap();
+    let name = file.file_name().unwrap().to_str().unwrap();
+
+    let damages: [(&str, Option<Vec<u8>>); 3] = [
+        ("missing", None),
+        ("cut off", Some(bytes[..bytes.len() / 2].to_vec())),
+        ("overwritten", Some(vec![0; bytes.len()])),
+    ];
+    for (what, bytes) in damages {
+        match bytes {
+            Some(bytes) => std::fs::write(file, bytes).unwrap(),
+            None => std::fs::remove_file(file).unwrap(),
+        }
+        let store = open(dir.path()).await;
+        let error = store.read(None).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Damaged { file, .. } if file.ends_with(name)),
+            "{what}: {error}"
+        );
+        let error = store.plan(&[seen((Gallery, "a.jpg", "", "A"))]).await.unwrap_err();
+        assert!(matches!(&error, StoreError::Damaged { .. }), "{what}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn two_writers_do_not_mix() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut one, mut two) = (open(dir.path()).await, open(dir.path()).await);
+    one.append(&embed(&[seen((Gallery, "a.jpg", "", "A"))]), &facts()).await.unwrap();
+    let batch = embed(&[seen((Gallery, "a.jpg", "", "A"))]);
+    for error in
+        [two.append(&batch, &facts()).await.unwrap_err(), two.replace(&batch, &facts()).await.unwrap_err()]
+    {
+        assert!(matches!(error, StoreError::Conflict { .. }), "{error}");
+    }
+    assert_eq!(open(dir.path()).await.count(None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn compaction_keeps_rows_and_order_and_settles() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path()).await;
+    let pictures: Vec<Seen> =
+        (0..20).map(|i| seen((Gallery, &format!("{i:02}.jpg"), "", &i.to_string()))).collect();
+    for part in pictures.chunks(2) {
+        store.append(&embed(part), &facts()).await.unwrap();
+    }
+    assert_eq!(store.files().unwrap().len(), 10);
+    assert!(store.compact(&facts()).await.unwrap());
+    assert_eq!(store.files().unwrap().len(), 1);
+    check_footer(&store.files().unwrap()[0]);
+    let version = store.version();
+    assert!(!store.compact(&facts()).await.unwrap());
+    assert_eq!(store.version(), version);
+    assert_eq!(rows(dir.path()).await, embed(&pictures));
+    assert!(open(dir.path()).await.plan(&pictures).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn batches_cover_the_table_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut shots = Vec::new();
+    let ids: Vec<String> = (0..23).map(|i| format!("{:02}.jpg", 22 - i)).collect();
+    for id in &ids {
+        shots.push((Gallery, id.as_str(), "", id.as_str()));
+        if id.starts_with('1') {
+            shots.push((Query, id.as_str(), "", id.as_str()));
+        }
+    }
+    run(dir.path(), &shots).await;
+    let store = open(dir.path()).await;
+    let mut all = EmbeddingBatch::default();
+    let mut sizes = Vec::new();
+    store
+        .for_each_batch::<StoreError>(None, 10, |batch| {
+            sizes.push(batch.len());
+            all.append(batch.clone());
+            Ok(())
+        })
+        .await
+        .unwrap();
+    assert_eq!(sizes, [10, 10, 3, 10]);
+    assert_eq!(all, store.read(None).await.unwrap());
+}
+
+#[tokio::test]
+async fn every_kind_of_commit_writes_the_documented_encoding() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A"), (Gallery, "b.jpg", "", "B")]).await;
+    open(dir.path()).await.files().unwrap().iter().for_each(|file| check_footer(file));
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A2"), (Gallery, "c.jpg", "", "B")]).await;
+    let changes = walk(&dir.path().join("_change_data"));
+    assert!(!changes.is_empty(), "the change feed is on");
+    for file in open(dir.path()).await.files().unwrap().iter().chain(&changes) {
+        check_footer(file);
+    }
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file()).collect()
+}
+
+fn check_footer(file: &Path) {
+    let reader = SerializedFileReader::new(std::fs::File::open(file).unwrap()).unwrap();
+    let row_group = reader.metadata().row_group(0);
+    let column =
+        |path: &str| row_group.columns().iter().find(|column| column.column_path().string() == path).unwrap();
+    let embedding = column("embedding.list.element");
+    assert!(
+        embedding.encodings().any(|encoding| encoding == Encoding::BYTE_STREAM_SPLIT),
+        "{}",
+        file.display()
+    );
+    assert_eq!(embedding.dictionary_page_offset(), None);
+    assert!(embedding.statistics().is_none());
+    assert!(matches!(embedding.compression(), Compression::ZSTD(_)));
+    assert!(matches!(column("id").compression(), Compression::ZSTD(_)));
+    assert!(column("id").statistics().is_some());
+}
