@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! All integration tests in one binary: one link, one start.
 
 mod support;
@@ -12,8 +11,4 @@ mod parity;
 mod quickstart;
 mod readers;
 mod setup;
-=======
-//! One test binary for everything that goes through the public interface.
-
->>>>>>> store
 mod store;
