@@ -3,47 +3,497 @@
 //! Between phases there are only files: the feature table, and the report's `summary.json`. So each phase can be run
 //! alone, from the artefact before it, and a run that was cut off goes on where it was.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::config::{PipelineConfig, is_manifest};
+use crate::commands::say;
+use crate::config::PipelineConfig;
 use crate::embedders::{self, Embedder};
 use crate::engines::{self, VectorIndex};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
 use crate::lock::WorkLock;
-use crate::models::ModelSpec;
 use crate::models::card::Card;
+use crate::models::{self, ModelSpec};
 use crate::setup;
-use crate::stages::decode::{DecodeOptions, Failure, PictureOptions};
+use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule, EmbeddingBatch};
 use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
+use crate::stages::preprocess::{self, ImageBatch};
 use crate::stages::report::{self, RunReport};
-use crate::stages::scan::{self, ScanOptions, Seen, Split};
-use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance};
+use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
+use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 
 /// Pictures → feature table → engine → measures → report.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let extracted = run.extract()?;
-    if extracted.interrupted {
-        return run.close(&extracted);
+    if extracted.exit == Exit::Interrupted {
+        return run.close(extracted);
     }
     let loaded = run.load()?;
     let evaluation = run.evaluate(&loaded)?;
     run.report(&extracted, evaluation)?;
-    run.close(&extracted)
+    run.close(extracted)
 }
 
 /// Pictures → feature table.
 pub fn extract(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let extracted = run.extract()?;
-    print!("{}", extracted.books);
-    run.close(&extracted)
+    say(format!("{}\n", extracted.books).as_bytes())?;
+    run.close(extracted)
+}
+
+/// Feature table → engine.
+pub fn load(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let run = Run::start(config)?;
+    let loaded = run.load()?;
+    let text = format!("{}: {} pictures are searchable\n", loaded.index.name(), loaded.gallery.len());
+    say(text.as_bytes())?;
+    Ok(Exit::Done)
+}
+
+/// Engine → measures → report, on what was extracted before.
+pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let run = Run::start(config)?;
+    let extracted = run.last_extract()?;
+    let loaded = run.load()?;
+    let evaluation = run.evaluate(&loaded)?;
+    run.report(&extracted, evaluation)?;
+    Ok(Exit::Done)
+}
+
+/// `summary.json` → Markdown and the table on the terminal.
+pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let run = Run::start(config)?;
+    let path = run.report_dir().join("summary.json");
+    if !path.is_file() {
+        let reason = format!("{} is missing; run `imagedex evaluate` or `imagedex run` first", path.display());
+        return Err(UsageError(reason).into());
+    }
+    run.render(&report::read_summary(&path)?)?;
+    Ok(Exit::Done)
+}
+
+/// Checks all that a run needs, and says what it found.
+pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let run = Run::start(config)?;
+    let mut lines = vec![format!("work folder    {} is writable, no other run holds it", config.work.display())];
+    let scan = run.scan()?;
+    let count = |split| scan.images.iter().filter(|image| image.split == split).count();
+    lines.push(format!(
+        "input          {} gallery pictures, {} queries, {} unusable names",
+        count(Split::Gallery),
+        count(Split::Query),
+        scan.failures.len()
+    ));
+    let spec = run.model_spec()?;
+    lines.push(format!("model          {} is the one that card {} means", spec.file.display(), spec.name));
+    lines.push(format!("runtime        {}", run.embedder(spec.clone())?.describe()));
+    lines.push(match run.block_on(FeatureStore::open(&config.features))? {
+        Some(_) => {
+            let store = run.open_store(&spec)?;
+            let rows = run.block_on(store.count(None))?;
+            format!("features       {} rows, version {}, made with these settings", rows, store.version())
+        }
+        None => format!("features       {} is not there yet", config.features.display()),
+    });
+    let index = engines::open(&config.engine)?;
+    lines.push(format!("engine         {}", index.name()));
+    for &metric in &config.evaluate.metrics {
+        if !index.supports(metric) {
+            return Err(UsageError(format!("engine {} has no metric {metric}", index.name())).into());
+        }
+    }
+    say((lines.join("\n") + "\nready\n").as_bytes())?;
+    Ok(Exit::Done)
+}
+
+/// The runtime for what is asynchronous: Delta and DataFusion.
+pub fn async_runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // Query plans recurse deeply, and these crates are compiled for size of build, not of stack frames.
+        .thread_stack_size(16 << 20)
+        .build()
+        .context("cannot start threads for the feature table")
+}
+
+/// What *extract* did.
+pub struct Extracted {
+    books: Books,
+    failures: Vec<Failure>,
+    stages: Vec<StageStats>,
+    table_version: u64,
+    exit: Exit,
+}
+
+/// An engine that holds the gallery, and what it holds.
+pub struct Loaded {
+    pub index: Box<dyn VectorIndex>,
+    pub gallery: EmbeddingBatch,
+}
+
+impl Loaded {
+    /// The class of a hit.
+    pub fn label(&self, id: &str) -> Option<&str> {
+        let found = self.gallery.pictures.binary_search_by(|picture| picture.id.as_str().cmp(id)).ok()?;
+        self.gallery.pictures[found].label.as_deref()
+    }
+}
+
+/// A run on one pipeline: the lock, the async runtime, and where things are.
+pub struct Run<'a> {
+    config: &'a PipelineConfig,
+    runtime: Runtime,
+    cache: PathBuf,
+    /// Held while something may be written.
+    _lock: Option<WorkLock>,
+}
+
+impl<'a> Run<'a> {
+    /// A run that may write.
+    pub fn start(config: &'a PipelineConfig) -> anyhow::Result<Run<'a>> {
+        let lock = WorkLock::take(&config.work)?;
+        Ok(Run { _lock: Some(lock), ..Run::look(config)? })
+    }
+
+    /// A run that only reads what others have written.
+    pub fn look(config: &'a PipelineConfig) -> anyhow::Result<Run<'a>> {
+        let cache = setup::cache_dir(config.cache.as_deref());
+        Ok(Run { config, runtime: async_runtime()?, cache, _lock: None })
+    }
+
+    fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    fn report_dir(&self) -> PathBuf {
+        self.config.work.join("report")
+    }
+
+    fn failures_file(&self) -> PathBuf {
+        self.config.work.join("failures.parquet")
+    }
+
+    fn scan(&self) -> anyhow::Result<scan::Scan> {
+        let input = &self.config.input;
+        let options = ScanOptions {
+            gallery: input.gallery.clone(),
+            queries: input.queries.clone(),
+            label: input.label.clone(),
+        };
+        Ok(self.block_on(scan::scan(&options))?)
+    }
+
+    fn model_spec(&self) -> anyhow::Result<ModelSpec> {
+        let card = Card::find(&self.config.card)?;
+        Ok(card.resolve(&models::dir(&self.cache), &self.config.model)?)
+    }
+
+    fn embedder(&self, spec: ModelSpec) -> anyhow::Result<Box<dyn Embedder>> {
+        Ok(embedders::open(spec, &self.inference())?)
+    }
+
+    fn inference(&self) -> embedders::Runtime {
+        let library = &self.config.runtime_library;
+        embedders::Runtime {
+            library: library.clone().unwrap_or_else(|| setup::runtime_library(&self.cache)),
+            threads: self.config.threads,
+            cache: None,
+        }
+    }
+
+    fn picture_options(&self, spec: &ModelSpec) -> PictureOptions {
+        let input = &self.config.input;
+        PictureOptions {
+            decode: DecodeOptions { exif: input.exif, max_pixels: input.max_pixels },
+            side: spec.side,
+            resize: spec.resize,
+            batch: spec.batch,
+            threads: self.config.threads,
+        }
+    }
+
+    fn open_store(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
+        let exif = self.config.input.exif.name();
+        let provenance = Provenance {
+            fingerprint: spec.fingerprint(exif),
+            dim: spec.dim,
+            facts: spec.provenance(exif),
+        };
+        Ok(self.block_on(FeatureStore::open_or_create(&self.config.features, &provenance))?)
+    }
+
+    /// Pictures → feature table: only what is new or changed goes through the model.
+    pub fn extract(&self) -> anyhow::Result<Extracted> {
+        let mut stages = StageClock::default();
+        let spec = self.model_spec()?;
+        let scan = stages.time("scan", || self.scan())?;
+        let (scanned, skipped) = (scan.scanned(), scan.skipped);
+        if !skipped.is_empty() {
+            let list: Vec<_> = skipped.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
+            tracing::info!("passed over files that are no pictures: {}", list.join(", "));
+        }
+        let mut failures = scan.failures;
+        let (seen, unreadable) = stages.time("hash", || scan::hash(scan.images, &STOP));
+        failures.extend(unreadable);
+        let mut store = self.open_store(&spec)?;
+        let plan = stages.time("plan", || self.block_on(store.plan(&seen)))?;
+        let mut embedded = 0;
+        let mut deleted = plan.delete.len();
+        let reused = plan.unchanged + plan.reuse.len();
+        let mut interrupted = interrupt::is_set();
+        if !interrupted && !plan.is_empty() {
+            let mut facts = CommitFacts(json!({ "imagedex": env!("CARGO_PKG_VERSION") }));
+            self.block_on(store.apply(&plan.reuse, &plan.delete, &facts))?;
+            if plan.to_embed() > 0 {
+                let mut embedder = stages.time("start the model", || self.embedder(spec.clone()))?;
+                tracing::info!("embedding {} pictures with {}", plan.to_embed(), embedder.describe());
+                facts.0["runtime"] = json!(embedder.describe());
+                let options = self.picture_options(&spec);
+                for (images, is_new) in [(&plan.embed_new, true), (&plan.embed_changed, false)] {
+                    let started = Instant::now();
+                    let done = embed::embed(
+                        embedder.as_mut(),
+                        images,
+                        &options,
+                        ChunkRule::default(),
+                        &STOP,
+                        |chunk| -> anyhow::Result<()> {
+                            let write = async {
+                                match is_new {
+                                    true => store.append(&chunk, &facts).await,
+                                    false => store.replace(&chunk, &facts).await,
+                                }
+                            };
+                            Ok(self.block_on(write)?)
+                        },
+                    )?;
+                    stages.embedded(images.len(), &done, started);
+                    embedded += done.pictures;
+                    if !is_new && !done.failures.is_empty() {
+                        // What is stored under these names belongs to bytes that are gone.
+                        let stale: Vec<_> = done.failures.iter().map(|f| (f.split, f.path.clone())).collect();
+                        self.block_on(store.apply(&[], &stale, &facts))?;
+                        deleted += stale.len();
+                    }
+                    failures.extend(done.failures);
+                    interrupted |= interrupt::is_set();
+                }
+            }
+            if !interrupted {
+                self.block_on(store.compact(&facts))?;
+            }
+        }
+        failures.sort_by(|a, b| (a.split, &a.path).cmp(&(b.split, &b.path)));
+        store::write_failures(&self.failures_file(), &failures)?;
+        let books = Books {
+            scanned: scanned as u64,
+            embedded: embedded as u64,
+            reused: reused as u64,
+            failed: failures.len() as u64,
+            deleted: deleted as u64,
+            stored: self.block_on(store.count(None))? as u64,
+        };
+        let exit = if interrupted {
+            Exit::Interrupted
+        } else {
+            books.check().map_err(|reason| anyhow::anyhow!("the books do not close: {reason}"))?;
+            self.budget(&failures, books.scanned)
+        };
+        Ok(Extracted { books, failures, stages: stages.done, table_version: store.version(), exit })
+    }
+
+    /// Says which pictures failed, and whether they are too many.
+    fn budget(&self, failures: &[Failure], scanned: u64) -> Exit {
+        /// Enough to see what is wrong; all of them stand in the failures table.
+        const SHOWN: usize = 5;
+        for failure in failures.iter().take(SHOWN) {
+            tracing::warn!("{}: {}", failure.path.escape_debug(), failure.reason);
+        }
+        if failures.len() > SHOWN {
+            tracing::warn!("… and {} more in {}", failures.len() - SHOWN, self.failures_file().display());
+        }
+        let budget = self.config.input.max_failures;
+        if budget.is_exceeded(failures.len() as u64, scanned) {
+            let file = self.failures_file();
+            tracing::error!(
+                "{} of {scanned} pictures failed, more than max_failures = {budget} allows; see {}",
+                failures.len(),
+                file.display()
+            );
+            return Exit::OverBudget;
+        }
+        Exit::Done
+    }
+
+    /// The stored table, which must be there.
+    fn stored(&self) -> anyhow::Result<FeatureStore> {
+        let features = &self.config.features;
+        let store = self.block_on(FeatureStore::open(features))?;
+        store.ok_or_else(|| {
+            let reason = format!("{} holds no features yet; run `imagedex extract` first", features.display());
+            UsageError(reason).into()
+        })
+    }
+
+    /// Feature table → engine. The gallery alone is loaded; queries are asked.
+    pub fn load(&self) -> anyhow::Result<Loaded> {
+        let store = self.stored()?;
+        let gallery = self.block_on(store.read(Some(Split::Gallery)))?;
+        let mut index = engines::open(&self.config.engine)?;
+        index.create(store.dim())?;
+        index.upsert(&gallery)?;
+        let searchable = index.commit()?;
+        anyhow::ensure!(
+            searchable == gallery.len() as u64,
+            "the books do not close: {} gallery pictures are stored, {searchable} are searchable in {}",
+            gallery.len(),
+            index.name()
+        );
+        Ok(Loaded { index, gallery })
+    }
+
+    /// Queries against the engine.
+    pub fn evaluate(&self, loaded: &Loaded) -> anyhow::Result<Evaluation> {
+        let store = self.stored()?;
+        let queries = self.block_on(store.read(Some(Split::Query)))?;
+        let wanted = &self.config.evaluate;
+        let options =
+            EvaluateOptions { metrics: wanted.metrics.clone(), ks: wanted.ks.clone(), modes: wanted.modes.clone() };
+        Ok(evaluate::evaluate(loaded.index.as_ref(), &loaded.gallery, &queries, &options)?)
+    }
+
+    /// Measures → `report/` and the table on the terminal.
+    pub fn report(&self, extracted: &Extracted, evaluation: Evaluation) -> anyhow::Result<()> {
+        let per_query = self.report_dir().join("per_query.parquet");
+        report::write_per_query(&per_query, &evaluation)?;
+        let report = RunReport {
+            name: self.config.name.clone(),
+            provenance: self.stored()?.provenance().facts.clone(),
+            books: extracted.books.clone(),
+            failures: report::by_kind(&extracted.failures),
+            stages: extracted.stages.clone(),
+            evaluation,
+        };
+        report::write_summary(&self.report_dir().join("summary.json"), &report)?;
+        self.render(&report)
+    }
+
+    fn render(&self, report: &RunReport) -> anyhow::Result<()> {
+        let markdown = self.report_dir().join("report.md");
+        report::write_markdown(&markdown, report)?;
+        say(format!("{}\nreport: {}\n", report::terminal(report), markdown.display()).as_bytes())
+    }
+
+    /// Writes `run.json`, the books of this run, and gives its exit code.
+    fn close(&self, extracted: Extracted) -> anyhow::Result<Exit> {
+        let text = json!({
+            "schema_version": 1,
+            "name": self.config.name,
+            "imagedex": env!("CARGO_PKG_VERSION"),
+            "exit_code": extracted.exit as u8,
+            "table_version": extracted.table_version,
+            "books": extracted.books,
+            "stages": extracted.stages,
+            "failures": extracted.failures,
+        });
+        write_atomically(&self.run_file(), &(serde_json::to_string_pretty(&text)? + "\n"))?;
+        Ok(extracted.exit)
+    }
+
+    fn run_file(&self) -> PathBuf {
+        self.config.work.join("run.json")
+    }
+
+    /// The books of the run before, for phases that start from the feature table.
+    fn last_extract(&self) -> anyhow::Result<Extracted> {
+        #[derive(serde::Deserialize)]
+        struct RunFile {
+            books: Books,
+            stages: Vec<StageStats>,
+            table_version: u64,
+        }
+        let path = self.run_file();
+        let text = std::fs::read_to_string(&path).map_err(|_| {
+            UsageError(format!("{} is missing; run `imagedex extract` first", path.display()))
+        })?;
+        let file: RunFile =
+            serde_json::from_str(&text).with_context(|| format!("{} cannot be read", path.display()))?;
+        let failures = store::read_failures(&self.failures_file())?;
+        let RunFile { books, stages, table_version } = file;
+        Ok(Extracted { books, failures, stages, table_version, exit: Exit::Done })
+    }
+
+    /// The vector of one picture that is not in the table, made as the table's were.
+    pub fn embed_picture(&self, path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<f32>> {
+        let spec = self.model_spec()?;
+        self.open_existing(&spec)?;
+        let mut embedder = self.embedder(spec.clone())?;
+        embed_one(embedder.as_mut(), &self.picture_options(&spec), path, bytes)
+    }
+
+    /// Refuses a search with other settings than the table's.
+    fn open_existing(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
+        self.stored()?;
+        self.open_store(spec)
+    }
+
+    /// The answer to a query over the run's tables.
+    pub fn sql(&self, query: &str, format: crate::sql::Format) -> anyhow::Result<()> {
+        let sources = crate::sql::SqlSources {
+            features: Some(self.config.features.clone()),
+            failures: Some(self.failures_file()),
+            per_query: Some(self.report_dir().join("per_query.parquet")),
+        };
+        self.block_on(async {
+            let context = crate::sql::session(&sources).await?;
+            crate::sql::run(&context, query, format, &mut std::io::stdout().lock()).await?;
+            Ok(())
+        })
+    }
+}
+
+/// Decodes and embeds one picture.
+pub fn embed_one(
+    embedder: &mut dyn Embedder,
+    options: &PictureOptions,
+    path: &Path,
+    bytes: &[u8],
+) -> anyhow::Result<Vec<f32>> {
+    let unusable = |error: decode::DecodeError| UsageError(format!("picture {}: {error}", path.display()));
+    let image = decode::decode(bytes, &options.decode).map_err(unusable)?;
+    let pixels = preprocess::resize(&image, options.side, options.resize).map_err(unusable)?;
+    let picture = Picture {
+        id: path.display().to_string(),
+        split: Split::Query,
+        label: None,
+        sha256: sha256_hex(bytes),
+        dhash: decode::dhash(&image),
+        width: image.width,
+        height: image.height,
+        format: image.format.to_owned(),
+    };
+    Ok(embedder.embed(ImageBatch { pictures: vec![picture], pixels })?.vectors)
+}
+
+/// Writes a file whole or not at all.
+fn write_atomically(path: &Path, text: &str) -> Result<(), StoreError> {
+    use std::io::Write;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let written = std::fs::create_dir_all(folder).and_then(|()| {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    });
+    written.map_err(|error| StoreError::io(path, &error))
 }

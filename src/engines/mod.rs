@@ -1,7 +1,30 @@
 //! Places that hold vectors and find the nearest ones. One trait, one contract test that every engine passes.
 
+use serde::{Deserialize, Serialize};
+
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
+
+pub mod flat;
+pub mod kernels;
+
+/// `load.engine` of a pipeline file: which engine, with its options where it has any.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EngineConfig {
+    /// Exact search in memory: [`flat::Flat`].
+    #[default]
+    Flat,
+}
+
+/// The engine that `config` names, empty: [`VectorIndex::create`] comes next.
+///
+/// `non_negative` is the model card's: it decides the score of a dot product (see [`Metric::score`]).
+pub fn open(config: &EngineConfig, non_negative: bool) -> Box<dyn VectorIndex> {
+    match config {
+        EngineConfig::Flat => Box::new(flat::Flat::new(non_negative)),
+    }
+}
 
 /// A vector to search for.
 #[derive(Debug, Clone, Copy)]
