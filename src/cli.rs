@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::metric::Metric;
 use crate::models::{Precision, Provider};
+use crate::sql::Format;
 
 /// Folders of labelled pictures into a searchable, evaluated image index.
 #[derive(Debug, Parser)]
@@ -112,15 +113,8 @@ pub struct Sql {
     pub query: String,
     #[command(flatten)]
     pub pipeline: Pipeline,
-    #[arg(long, value_enum, default_value_t = SqlFormat::Table)]
-    pub format: SqlFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum SqlFormat {
-    Table,
-    Csv,
-    Json,
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,6 +174,9 @@ pub struct Setup {
     /// Also write all 60,000 sample pictures
     #[arg(long)]
     pub all_samples: bool,
+    /// Also fetch the photos that int8 was calibrated on
+    #[arg(long)]
+    pub calibration: bool,
     /// Hash everything that is in the cache again, and repair it
     #[arg(long)]
     pub verify: bool,

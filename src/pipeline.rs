@@ -104,7 +104,7 @@ pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
         }
         None => format!("features       {} is not there yet", config.features.display()),
     });
-    let index = engines::open(&config.engine)?;
+    let index = run.engine(&spec.provenance(config.input.exif.name()));
     lines.push(format!("engine         {}", index.name()));
     for &metric in &config.evaluate.metrics {
         if !index.supports(metric) {
@@ -123,6 +123,36 @@ pub fn async_runtime() -> anyhow::Result<Runtime> {
         .thread_stack_size(16 << 20)
         .build()
         .context("cannot start threads for the feature table")
+}
+
+/// Seconds and counts of each stage.
+#[derive(Default)]
+struct StageClock {
+    done: Vec<StageStats>,
+}
+
+impl StageClock {
+    /// Runs a stage and notes how long it took.
+    fn time<T>(&mut self, stage: &str, work: impl FnOnce() -> T) -> T {
+        let started = Instant::now();
+        let result = work();
+        self.note(stage, 0, 0, started.elapsed().as_secs_f64());
+        result
+    }
+
+    /// Notes what became of the pictures that were to be embedded.
+    fn embedded(&mut self, wanted: usize, done: &embed::Embedded, started: Instant) {
+        if wanted > 0 {
+            self.note("embed", wanted, done.pictures, started.elapsed().as_secs_f64());
+            self.note("embed: model at work", wanted, done.pictures, done.model_seconds);
+            self.note("embed: model waits for pictures", wanted, done.pictures, done.wait_seconds);
+        }
+    }
+
+    fn note(&mut self, stage: &str, items_in: usize, items_out: usize, seconds: f64) {
+        let (items_in, items_out) = (items_in as u64, items_out as u64);
+        self.done.push(StageStats { stage: stage.to_owned(), items_in, items_out, seconds });
+    }
 }
 
 /// What *extract* did.
@@ -334,6 +364,11 @@ impl<'a> Run<'a> {
         Exit::Done
     }
 
+    /// The pipeline's engine, empty, for vectors made as these facts say.
+    fn engine(&self, provenance: &serde_json::Value) -> Box<dyn VectorIndex> {
+        engines::open(&self.config.engine, provenance["non_negative"] == true)
+    }
+
     /// The stored table, which must be there.
     fn stored(&self) -> anyhow::Result<FeatureStore> {
         let features = &self.config.features;
@@ -348,7 +383,7 @@ impl<'a> Run<'a> {
     pub fn load(&self) -> anyhow::Result<Loaded> {
         let store = self.stored()?;
         let gallery = self.block_on(store.read(Some(Split::Gallery)))?;
-        let mut index = engines::open(&self.config.engine)?;
+        let mut index = self.engine(&store.provenance().facts);
         index.create(store.dim())?;
         index.upsert(&gallery)?;
         let searchable = index.commit()?;

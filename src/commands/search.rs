@@ -55,7 +55,6 @@ pub fn search(args: &Search) -> anyhow::Result<Exit> {
 pub fn sql(args: &Sql) -> anyhow::Result<Exit> {
     let config = PipelineConfig::load(&args.pipeline.pipeline, &args.pipeline.overrides.set)?;
     let run = Run::look(&config)?;
-    let text = run.sql(&args.query, args.format)?;
-    say(text.as_bytes())?;
+    run.sql(&args.query, args.format)?;
     Ok(Exit::Done)
 }

@@ -159,6 +159,7 @@ impl ModelSpec {
             "output": self.output,
             "side": self.side,
             "dim": self.dim,
+            "non_negative": self.non_negative,
             "resize": self.resize,
             "pooling": self.pooling,
             "normalize": self.normalize,
@@ -312,7 +313,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_fingerprint_is_the_same_on_every_machine_and_in_every_release() {
-        assert_eq!(spec().fingerprint("ignore"), "FINGERPRINT");
+        assert_eq!(spec().fingerprint("ignore"), "9af895fea249556e");
     }
 
     #[test]
