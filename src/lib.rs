@@ -19,3 +19,6 @@ pub mod models;
 pub mod embedders;
 pub mod engines;
 pub mod stages;
+
+pub mod exchange;
+pub mod sql;

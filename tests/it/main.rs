@@ -1,3 +1,4 @@
 //! One test binary for everything that goes through the public interface.
 
+mod sql;
 mod store;
