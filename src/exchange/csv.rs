@@ -23,7 +23,8 @@ pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, E
                     out.write_field(text).map_err(failed)?;
                 }
                 for number in batch.vector(i) {
-                    out.write_field(number.to_string()).map_err(failed)?;
+                    // As 1.0 and -0.0: a column of bare zeros would be read as integers.
+                    out.write_field(format!("{number:?}")).map_err(failed)?;
                 }
                 out.write_record(None::<&[u8]>).map_err(failed)?;
             }
@@ -58,12 +59,15 @@ pub(super) fn read(path: &Path) -> Result<EmbeddingBatch, ExchangeError> {
         let field = |column: usize| record.get(column).unwrap_or_default();
         for &column in &numbers {
             let number = field(column).trim().parse::<f32>();
-            batch.vectors.push(number.map_err(|_| invalid(format!("line {line}: {:?} is not a number", field(column))))?);
+            batch.vectors.push(
+                number.map_err(|_| invalid(format!("line {line}: {:?} is not a number", field(column))))?,
+            );
         }
         let split = match split.map(field) {
             None | Some("") => Split::Gallery,
-            Some(name) => parse_split(name)
-                .ok_or_else(|| invalid(format!("line {line}: split {name:?} is neither gallery nor query")))?,
+            Some(name) => parse_split(name).ok_or_else(|| {
+                invalid(format!("line {line}: split {name:?} is neither gallery nor query"))
+            })?,
         };
         let label = label.map(field).filter(|label| !label.is_empty()).map(str::to_owned);
         batch.pictures.push(Picture { label, split, ..imported_picture(field(id).to_owned()) });

@@ -17,7 +17,10 @@ const NAMES: &str = "dataset_2";
 pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, ExchangeError> {
     let rows = store.count(Some(Split::Gallery)).await?;
     if rows == 0 {
-        return Err(ExchangeError::invalid(file, "the table has no gallery pictures, and HDF5 files hold nothing else"));
+        return Err(ExchangeError::invalid(
+            file,
+            "the table has no gallery pictures, and HDF5 files hold nothing else",
+        ));
     }
     let mut features: Vec<u8> = Vec::with_capacity(rows * store.dim() * size_of::<f64>());
     let mut names: Vec<String> = Vec::with_capacity(rows);
@@ -35,12 +38,18 @@ pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, E
     };
     let shape = [rows as u64, store.dim() as u64];
     let mut builder = FileBuilder::new();
-    builder.create_dataset(FEATURES).with_raw_data(make_f64_type(), features, shape[0] * shape[1]).with_shape(&shape);
+    builder
+        .create_dataset(FEATURES)
+        .with_raw_data(make_f64_type(), features, shape[0] * shape[1])
+        .with_shape(&shape);
     let texts: Vec<&str> = names.iter().map(String::as_str).collect();
     let dataset = builder.create_dataset(NAMES);
     // The type's character set is a mere hint to readers; h5py gives bytes for both.
-    let named =
-        if names.iter().all(|name| name.is_ascii()) { dataset.with_ascii_strings(&texts) } else { dataset.with_strings(&texts) };
+    let named = if names.iter().all(|name| name.is_ascii()) {
+        dataset.with_ascii_strings(&texts)
+    } else {
+        dataset.with_strings(&texts)
+    };
     named.map_err(|error| ExchangeError::invalid(file, error))?;
 
     let mut out = NewFile::create(file)?;
@@ -56,11 +65,15 @@ pub(super) fn read(path: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     let opened = std::fs::File::open(path).map_err(ExchangeError::io(path))?;
     drop(opened);
     let invalid = |reason: String| ExchangeError::invalid(path, reason);
-    let file = File::open(path).map_err(|error| invalid(format!("this is not a readable HDF5 file: {error}")))?;
+    let file =
+        File::open(path).map_err(|error| invalid(format!("this is not a readable HDF5 file: {error}")))?;
     let dataset = |name: &str| {
-        file.dataset(name).map_err(|error| invalid(format!("there is no dataset {name}, as the original's files have: {error}")))
+        file.dataset(name).map_err(|error| {
+            invalid(format!("there is no dataset {name}, as the original's files have: {error}"))
+        })
     };
-    let failed = |name: &str, error: hdf5_pure::Error| invalid(format!("dataset {name} cannot be read: {error}"));
+    let failed =
+        |name: &str, error: hdf5_pure::Error| invalid(format!("dataset {name} cannot be read: {error}"));
 
     let features = dataset(FEATURES)?;
     let shape = features.shape().map_err(|error| failed(FEATURES, error))?;
@@ -77,7 +90,8 @@ pub(super) fn read(path: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     };
     let names = dataset(NAMES)?.read_string().map_err(|error| failed(NAMES, error))?;
     if names.len() as u64 != rows || vectors.len() as u64 != rows * dim {
-        let reason = format!("{rows} rows in {FEATURES} and {} names in {NAMES} do not fit together", names.len());
+        let reason =
+            format!("{rows} rows in {FEATURES} and {} names in {NAMES} do not fit together", names.len());
         return Err(invalid(reason));
     }
     Ok(EmbeddingBatch {

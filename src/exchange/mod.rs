@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
-use crate::stages::store::{CommitFacts, FeatureStore, Provenance, StoreError};
+use crate::stages::store::{CommitFacts, FeatureStore, Provenance, StoreError, validate};
 
 /// Rows that an export holds at a time (within the reader's bands).
 const BATCH_ROWS: usize = 4096;
@@ -116,6 +116,8 @@ pub async fn import(file: &Path, table: &Path) -> Result<usize, ExchangeError> {
     if batch.is_empty() {
         return Err(ExchangeError::invalid(file, "there are no rows in it"));
     }
+    // Before the table is made, so that a bad file leaves no empty one behind.
+    validate(&batch, batch.dim)?;
     let sha256 = sha256_of(file)?;
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
     let provenance = Provenance {

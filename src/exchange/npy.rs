@@ -60,7 +60,8 @@ pub(super) fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     }
     let rows = parquet::read_without_embedding(&sidecar)?;
     if rows.len() * dim != vectors.len() {
-        let reason = format!("{} rows there and {} here do not fit together", rows.len(), vectors.len() / dim.max(1));
+        let reason =
+            format!("{} rows there and {} here do not fit together", rows.len(), vectors.len() / dim.max(1));
         return Err(ExchangeError::invalid(&sidecar, reason));
     }
     Ok(EmbeddingBatch { dim, vectors, ..rows })
@@ -94,8 +95,14 @@ fn parse(bytes: &[u8]) -> Result<(usize, Vec<f32>), String> {
     let (rows, dim) = (number(1)?, number(2)?);
     let count = rows.checked_mul(dim).ok_or_else(cut_off)?;
     let vectors: Vec<f32> = match descr.as_str() {
-        "<f4" => data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default())).collect(),
-        "<f8" => data.chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default()) as f32).collect(),
+        "<f4" => data
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap_or_default()))
+            .collect(),
+        "<f8" => data
+            .chunks_exact(8)
+            .map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap_or_default()) as f32)
+            .collect(),
         other => return Err(format!("the numbers are of type {other}, not <f4 or <f8")),
     };
     if vectors.len() != count {
@@ -130,7 +137,9 @@ mod tests {
         assert_eq!(parse(&double), Ok((1, vec![0.5])));
         let reason = |header: &str| parse(&file(header, &[])).unwrap_err();
         assert!(reason("{'descr': '<f4', 'fortran_order': True, 'shape': (1, 1), }").contains("Fortran"));
-        assert!(reason("{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }").contains("two dimensions"));
+        assert!(
+            reason("{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }").contains("two dimensions")
+        );
         assert!(reason("{'descr': '<i8', 'fortran_order': False, 'shape': (0, 4), }").contains("<i8"));
         assert!(parse(b"hello").unwrap_err().contains("not a .npy"));
     }

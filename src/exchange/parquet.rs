@@ -17,7 +17,8 @@ use parquet::file::metadata::KeyValue;
 use super::{BATCH_ROWS, ExchangeError};
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::store::{
-    COLUMNS, FeatureStore, NewFile, SCHEMA_VERSION, StoreError, append_rows, arrow_schema, to_record_batch, writer_properties,
+    COLUMNS, FeatureStore, NewFile, SCHEMA_VERSION, StoreError, append_rows, arrow_schema, to_record_batch,
+    writer_properties,
 };
 
 /// Which columns a file holds.
@@ -56,10 +57,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn create(path: &Path, store: &FeatureStore, columns: Columns) -> Result<Writer, ExchangeError> {
+    pub(super) fn create(
+        path: &Path,
+        store: &FeatureStore,
+        columns: Columns,
+    ) -> Result<Writer, ExchangeError> {
         let failed = |reason: ParquetError| StoreError::writing(path, &reason);
-        let schema = arrow_schema().project(&columns.places()).map_err(|error| ExchangeError::invalid(path, error))?;
-        let mut writer = ArrowWriter::try_new(NewFile::create(path)?, Arc::new(schema), Some(writer_properties())).map_err(failed)?;
+        let schema =
+            arrow_schema().project(&columns.places()).map_err(|error| ExchangeError::invalid(path, error))?;
+        let mut writer =
+            ArrowWriter::try_new(NewFile::create(path)?, Arc::new(schema), Some(writer_properties()))
+                .map_err(failed)?;
         let provenance = store.provenance();
         for (key, value) in [
             ("imagedex.fingerprint", provenance.fingerprint.clone()),
@@ -107,7 +115,8 @@ fn read_columns(path: &Path, columns: Columns) -> Result<EmbeddingBatch, Exchang
         let rows = complete(&rows, columns).map_err(invalid)?;
         if batch.is_empty() && rows.num_rows() > 0 {
             let embedding = rows.column_by_name("embedding").map(|column| cast(column, &list_type()));
-            let embedding = embedding.transpose().map_err(|error| invalid(format!("column embedding: {error}")))?;
+            let embedding =
+                embedding.transpose().map_err(|error| invalid(format!("column embedding: {error}")))?;
             batch.dim = embedding.map_or(0, |lists| lists.as_list::<i32>().value_length(0) as usize);
         }
         append_rows(&rows, &mut batch).map_err(invalid)?;
@@ -125,7 +134,8 @@ fn complete(rows: &RecordBatch, columns: Columns) -> Result<RecordBatch, String>
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value; n])) };
     let number = || -> ArrayRef { Arc::new(Int32Array::from(vec![0; n])) };
     let mut all: Vec<(String, ArrayRef)> = Vec::new();
-    for name in ["id", "label", "split", "sha256", "dhash", "width", "height", "format", "norm", "embedding"] {
+    for name in ["id", "label", "split", "sha256", "dhash", "width", "height", "format", "norm", "embedding"]
+    {
         let present = rows.column_by_name(name).filter(|_| name != "embedding" || columns == Columns::All);
         let column = match (present, name) {
             (Some(column), _) => column.clone(),
@@ -142,7 +152,8 @@ fn complete(rows: &RecordBatch, columns: Columns) -> Result<RecordBatch, String>
         };
         all.push((name.to_owned(), column));
     }
-    let fields: Vec<Field> = all.iter().map(|(name, column)| Field::new(name, column.data_type().clone(), true)).collect();
+    let fields: Vec<Field> =
+        all.iter().map(|(name, column)| Field::new(name, column.data_type().clone(), true)).collect();
     let columns = all.into_iter().map(|(_, column)| column).collect();
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| error.to_string())
 }
@@ -151,5 +162,10 @@ fn empty_lists(rows: usize) -> ArrayRef {
     use datafusion::arrow::array::ListArray;
     use datafusion::arrow::buffer::OffsetBuffer;
     let item = Arc::new(Field::new("element", DataType::Float32, true));
-    Arc::new(ListArray::new(item, OffsetBuffer::from_repeated_length(0, rows), Arc::new(Float32Array::from(Vec::<f32>::new())), None))
+    Arc::new(ListArray::new(
+        item,
+        OffsetBuffer::from_repeated_length(0, rows),
+        Arc::new(Float32Array::from(Vec::<f32>::new())),
+        None,
+    ))
 }

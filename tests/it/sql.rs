@@ -78,7 +78,10 @@ async fn vectors_are_compared() {
     );
     let pairs = "SELECT a.id AS a, b.id AS b FROM features a, features b
                  WHERE a.id < b.id ORDER BY l2_distance(a.embedding, b.embedding), 1, 2";
-    assert_eq!(values(pairs).await, json!([{"a": "a", "b": "c"}, {"a": "b", "b": "c"}, {"a": "a", "b": "b"}]));
+    assert_eq!(
+        values(pairs).await,
+        json!([{"a": "a", "b": "c"}, {"a": "b", "b": "c"}, {"a": "a", "b": "b"}])
+    );
 }
 
 #[tokio::test]
@@ -108,7 +111,10 @@ async fn answers_have_three_forms() {
 +----+------------+-------------------+
 "
     );
-    assert_eq!(ask(query, Format::Csv).await.unwrap(), "id,embedding,long\na,\"[1.0,0.0]\",\"[1,2,3,4,5]\"\n");
+    assert_eq!(
+        ask(query, Format::Csv).await.unwrap(),
+        "id,embedding,long\na,\"[1.0,0.0]\",\"[1,2,3,4,5]\"\n"
+    );
     assert_eq!(values(query).await, json!([{"id": "a", "embedding": [1.0, 0.0], "long": [1, 2, 3, 4, 5]}]));
     let failures = ask("SELECT path, split FROM failures", Format::Csv).await.unwrap();
     assert_eq!(failures, "path,split\n\"bad, \"\"worse\"\".jpg\",query\n");
@@ -125,8 +131,12 @@ async fn an_answer_without_rows_keeps_its_columns() {
 #[tokio::test]
 async fn looking_around_is_possible() {
     for query in [
-        "SHOW TABLES", "DESCRIBE features", "SHOW COLUMNS FROM failures", "EXPLAIN SELECT id FROM features",
-        "EXPLAIN ANALYZE SELECT count(*) FROM features", "WITH cats AS (SELECT * FROM features WHERE label = 'cat') SELECT count(*) FROM cats",
+        "SHOW TABLES",
+        "DESCRIBE features",
+        "SHOW COLUMNS FROM failures",
+        "EXPLAIN SELECT id FROM features",
+        "EXPLAIN ANALYZE SELECT count(*) FROM features",
+        "WITH cats AS (SELECT * FROM features WHERE label = 'cat') SELECT count(*) FROM cats",
         "SELECT date_trunc('hour', indexed_at), round(sqrt(norm), 2), cardinality(embedding) FROM features;",
     ] {
         ask(query, Format::Table).await.unwrap_or_else(|error| panic!("{query}: {error}"));
@@ -135,7 +145,11 @@ async fn looking_around_is_possible() {
 
 #[tokio::test]
 async fn a_table_that_is_not_there_yet_is_explained() {
-    for query in ["SELECT * FROM per_query", "DESCRIBE per_query", "SELECT (SELECT max(k) FROM per_query) FROM features"] {
+    for query in [
+        "SELECT * FROM per_query",
+        "DESCRIBE per_query",
+        "SELECT (SELECT max(k) FROM per_query) FROM features",
+    ] {
         let text = ask(query, Format::Table).await.unwrap_err();
         assert_eq!(text, "there is no table per_query yet: `imagedex evaluate` makes it", "{query}");
     }
@@ -165,5 +179,8 @@ async fn writing_is_refused() {
         assert!(text.contains("only SELECT, EXPLAIN, DESCRIBE and SHOW"), "{query}: {text}");
     }
     assert!(!Path::new(&file).exists());
-    assert_eq!(ask("SELECT 1; SELECT 2", Format::Csv).await.unwrap_err(), "one statement at a time, please: there are 2");
+    assert_eq!(
+        ask("SELECT 1; SELECT 2", Format::Csv).await.unwrap_err(),
+        "one statement at a time, please: there are 2"
+    );
 }

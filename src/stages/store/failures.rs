@@ -34,7 +34,8 @@ pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreErro
     let rows =
         RecordBatch::try_new(schema.clone(), columns).expect("five columns of text, all of one length");
     let failed = |error: ParquetError| StoreError::writing(path, &error);
-    let mut writer = ArrowWriter::try_new(NewFile::create(path)?, schema, Some(writer_properties())).map_err(failed)?;
+    let mut writer =
+        ArrowWriter::try_new(NewFile::create(path)?, schema, Some(writer_properties())).map_err(failed)?;
     writer.write(&rows).map_err(failed)?;
     writer.into_inner().map_err(failed)?.finish()
 }
