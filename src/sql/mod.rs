@@ -120,7 +120,12 @@ async fn register_file(context: &SessionContext, name: &str, file: &Path) -> Res
 }
 
 /// Runs one query and prints its rows; returns how many.
-pub async fn run(context: &SessionContext, query: &str, format: Format, out: &mut dyn Write) -> Result<usize, SqlError> {
+pub async fn run(
+    context: &SessionContext,
+    query: &str,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<usize, SqlError> {
     let mut statements = DFParser::parse_sql(query)?;
     let count = statements.len();
     let (Some(statement), 1) = (statements.pop_front(), count) else {
@@ -129,14 +134,20 @@ pub async fn run(context: &SessionContext, query: &str, format: Format, out: &mu
     check(context, &statement)?;
     let plan = context.state().statement_to_plan(statement).await?;
     // The statement was looked at; this looks at the plan, into every corner of it.
-    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+    SQLOptions::new()
+        .with_allow_ddl(false)
+        .with_allow_dml(false)
+        .with_allow_statements(false)
+        .verify_plan(&plan)?;
     let rows = context.execute_logical_plan(plan).await?;
     match format {
         Format::Table => {
             let schema = Arc::new(rows.schema().as_arrow().clone());
             let rows = rows.collect().await?;
-            let rows: Vec<RecordBatch> = if rows.is_empty() { vec![RecordBatch::new_empty(schema)] } else { rows };
-            let shown = rows.iter().map(|rows| lists_as_text(rows, short_list)).collect::<Result<Vec<_>, _>>()?;
+            let rows: Vec<RecordBatch> =
+                if rows.is_empty() { vec![RecordBatch::new_empty(schema)] } else { rows };
+            let shown =
+                rows.iter().map(|rows| lists_as_text(rows, short_list)).collect::<Result<Vec<_>, _>>()?;
             writeln!(out, "{}", pretty_format_batches(&shown)?)?;
             Ok(rows.iter().map(RecordBatch::num_rows).sum())
         }
@@ -155,7 +166,9 @@ pub async fn run(context: &SessionContext, query: &str, format: Format, out: &mu
         }
         Format::Json => {
             let mut stream = rows.execute_stream().await?;
-            let mut writer = json::WriterBuilder::new().with_explicit_nulls(true).build::<_, json::writer::JsonArray>(&mut *out);
+            let mut writer = json::WriterBuilder::new()
+                .with_explicit_nulls(true)
+                .build::<_, json::writer::JsonArray>(&mut *out);
             let mut count = 0;
             while let Some(rows) = stream.next().await.transpose()? {
                 count += rows.num_rows();
@@ -202,7 +215,10 @@ fn check(context: &SessionContext, statement: &Statement) -> Result<(), SqlError
 }
 
 /// Replaces columns of lists by columns of text.
-fn lists_as_text(rows: &RecordBatch, write: fn(&dyn Array) -> Result<String, ArrowError>) -> Result<RecordBatch, ArrowError> {
+fn lists_as_text(
+    rows: &RecordBatch,
+    write: fn(&dyn Array) -> Result<String, ArrowError>,
+) -> Result<RecordBatch, ArrowError> {
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
         let lists: Option<Vec<Option<ArrayRef>>> = match column.data_type() {
@@ -233,7 +249,8 @@ const SHOWN: usize = 4;
 fn short_list(list: &dyn Array) -> Result<String, ArrowError> {
     let options = FormatOptions::default().with_null("null");
     let formatter = ArrayFormatter::try_new(list, &options)?;
-    let mut values: Vec<String> = (0..list.len().min(SHOWN)).map(|i| formatter.value(i).to_string()).collect();
+    let mut values: Vec<String> =
+        (0..list.len().min(SHOWN)).map(|i| formatter.value(i).to_string()).collect();
     if list.len() > SHOWN {
         values.push(format!("… {}", list.len()));
     }

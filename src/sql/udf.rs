@@ -23,7 +23,13 @@ pub fn vector_functions() -> Vec<ScalarUDF> {
     ];
     functions
         .into_iter()
-        .map(|(name, kernel)| ScalarUDF::from(VectorFunction { name, kernel, signature: Signature::any(2, Volatility::Immutable) }))
+        .map(|(name, kernel)| {
+            ScalarUDF::from(VectorFunction {
+                name,
+                kernel,
+                signature: Signature::any(2, Volatility::Immutable),
+            })
+        })
         .collect()
 }
 
@@ -97,7 +103,12 @@ impl ScalarUDFImpl for VectorFunction {
             let value = match (a.get(row), b.get(row)) {
                 (Some(a), Some(b)) if a.len() == b.len() => (self.kernel)(a, b),
                 (Some(a), Some(b)) => {
-                    return exec_err!("{}: vectors of {} and {} numbers cannot be compared", self.name, a.len(), b.len());
+                    return exec_err!(
+                        "{}: vectors of {} and {} numbers cannot be compared",
+                        self.name,
+                        a.len(),
+                        b.len()
+                    );
                 }
                 _ => None,
             };
@@ -128,7 +139,10 @@ impl Vectors {
         if array.data_type().is_null() {
             return Ok(Vectors { lists: None, is_scalar });
         }
-        Ok(Vectors { lists: Some(cast(&array, &DataType::new_large_list(DataType::Float64, true))?), is_scalar })
+        Ok(Vectors {
+            lists: Some(cast(&array, &DataType::new_large_list(DataType::Float64, true))?),
+            is_scalar,
+        })
     }
 
     /// The vector of a row; nothing where it or one of its numbers is null.

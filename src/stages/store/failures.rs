@@ -1,7 +1,8 @@
 //! The `failures` table: one plain Parquet file, written anew by every run. Small, and nobody needs its history.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
@@ -10,6 +11,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::ParquetError;
+use tempfile::NamedTempFile;
 
 use super::{StoreError, parse_split, writer_properties};
 use crate::stages::decode::Failure;
@@ -31,12 +33,11 @@ pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreErro
     let schema = Arc::new(Schema::new(COLUMNS.map(|name| Field::new(name, DataType::Utf8, false)).to_vec()));
     let rows =
         RecordBatch::try_new(schema.clone(), columns).expect("five columns of text, all of one length");
-    replace_file(path, |file| {
-        let mut writer = ArrowWriter::try_new(file, schema, Some(writer_properties()))?;
-        writer.write(&rows)?;
-        writer.close()?;
-        Ok::<(), ParquetError>(())
-    })
+    let failed = |error: ParquetError| StoreError::writing(path, &error);
+    let mut writer =
+        ArrowWriter::try_new(NewFile::create(path)?, schema, Some(writer_properties())).map_err(failed)?;
+    writer.write(&rows).map_err(failed)?;
+    writer.into_inner().map_err(failed)?.finish()
 }
 
 /// Reads the failures of the last run.
@@ -71,23 +72,45 @@ pub fn read_failures(path: &Path) -> Result<Vec<Failure>, StoreError> {
     Ok(failures)
 }
 
-/// Writes a file under another name beside `path`, flushes it to the disk, and gives it its name when it is complete.
-pub(crate) fn replace_file<E: std::error::Error + 'static>(
-    path: &Path,
-    write: impl FnOnce(&mut File) -> Result<(), E>,
-) -> Result<(), StoreError> {
-    let io = |error: std::io::Error| StoreError::io(path, &error);
-    let dir = match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => dir,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(dir).map_err(io)?;
-    let mut file = tempfile::Builder::new().prefix(".imagedex-").tempfile_in(dir).map_err(io)?;
-    write(file.as_file_mut()).map_err(|error| StoreError::writing(path, &error))?;
-    file.as_file().sync_all().map_err(io)?;
-    readable_like_other_files(file.as_file()).map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
+/// A file that is written under another name beside its place and takes that place when it is complete.
+/// Dropped before, it is gone without a trace.
+pub(crate) struct NewFile {
+    temporary: NamedTempFile,
+    path: PathBuf,
+}
+
+impl NewFile {
+    /// Starts a file for `path`; makes the folder where it is missing.
+    pub(crate) fn create(path: &Path) -> Result<NewFile, StoreError> {
+        let io = |error: io::Error| StoreError::io(path, &error);
+        let dir = match path.parent() {
+            Some(dir) if !dir.as_os_str().is_empty() => dir,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(dir).map_err(io)?;
+        let temporary = tempfile::Builder::new().prefix(".imagedex-").tempfile_in(dir).map_err(io)?;
+        Ok(NewFile { temporary, path: path.to_owned() })
+    }
+
+    /// Flushes it to the disk and puts it in its place.
+    pub(crate) fn finish(self) -> Result<(), StoreError> {
+        let NewFile { temporary, path } = self;
+        let io = |error: io::Error| StoreError::io(&path, &error);
+        readable_like_other_files(temporary.as_file()).map_err(io)?;
+        temporary.as_file().sync_all().map_err(io)?;
+        temporary.persist(&path).map_err(|error| io(error.error))?;
+        Ok(())
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.temporary.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.temporary.flush()
+    }
 }
 
 /// Temporary files are made for their owner only; a result is for everyone whom the folder lets in.

@@ -44,6 +44,7 @@ use serde_json::Value;
 use url::Url;
 
 pub use error::{Difference, Differences, StoreError};
+pub(crate) use failures::NewFile;
 pub use failures::{read_failures, write_failures};
 pub use plan::{Plan, Reuse};
 pub use schema::{COLUMNS, EMBEDDING_PATH, ROW_GROUP_ROWS, SCHEMA_VERSION, parse_split, writer_properties};
