@@ -1,0 +1,2 @@
+mod golden_features;
+mod models;
