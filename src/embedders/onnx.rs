@@ -239,7 +239,7 @@ pub(crate) fn environment(library: &Path) -> Result<&'static Environment, EmbedE
         LogLevel::Error | LogLevel::Fatal => tracing::warn!(target: "onnxruntime", "{message}"),
         _ => tracing::debug!(target: "onnxruntime", "{message}"),
     };
-    let builder = ort::init_from(&path).map_err(|error| failed(error.to_string()))?;
+    let builder = ort::init_from(&path).map_err(|error| failed(load_reason(&error)))?;
     let environment = builder
         .with_name("imagedex")
         .with_telemetry(false)
@@ -248,6 +248,17 @@ pub(crate) fn environment(library: &Path) -> Result<&'static Environment, EmbedE
         .map_err(|error| failed(error.to_string()))?;
     environment.set_log_level(LogLevel::Warning);
     Ok(&ENVIRONMENT.get_or_init(|| (path, environment)).1)
+}
+
+/// Why a library was not loaded, with the loader's own words, which `libloading` keeps in the error's source.
+fn load_reason(error: &ort::LoadDynamicError) -> String {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => match std::error::Error::source(error) {
+            Some(source) => source.to_string(),
+            None => error.to_string(),
+        },
+        other => other.to_string(),
+    }
 }
 
 /// The library itself, as an absolute path: `library`, or the one in the folder `library`.

@@ -46,9 +46,14 @@ fn cosine(a: &[f32], b: &[f64]) -> f64 {
 /// Normalised vectors of many pictures.
 fn embed(embedder: &mut dyn Embedder, pictures: &[Vec<u8>]) -> Vec<Vec<f32>> {
     let dim = embedder.spec().dim;
-    let batches = pictures.chunks(embedder.spec().batch).map(|chunk| chunk.iter().map(Vec::as_slice).collect::<Vec<_>>());
-    let vectors: Vec<f32> =
-        batches.collect::<Vec<_>>().iter().flat_map(|chunk| embedder.embed(batch(chunk)).unwrap().vectors).collect();
+    let batches = pictures
+        .chunks(embedder.spec().batch)
+        .map(|chunk| chunk.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let vectors: Vec<f32> = batches
+        .collect::<Vec<_>>()
+        .iter()
+        .flat_map(|chunk| embedder.embed(batch(chunk)).unwrap().vectors)
+        .collect();
     vectors.chunks(dim).map(<[f32]>::to_vec).collect()
 }
 
@@ -65,7 +70,8 @@ fn features_are_those_of_the_original_program() {
     for (precision, provider) in arms() {
         let choice = ModelChoice { precision, provider, ..Default::default() };
         let vectors = embed(&mut load(&choice, 2), &pictures);
-        let cosines: Vec<_> = vectors.iter().zip(features.chunks(512)).map(|(ours, theirs)| cosine(ours, theirs)).collect();
+        let cosines: Vec<_> =
+            vectors.iter().zip(features.chunks(512)).map(|(ours, theirs)| cosine(ours, theirs)).collect();
         for (name, cosine) in names.iter().zip(&cosines) {
             // Colour files of Caltech-101: their chroma was upsampled by another JPEG decoder when train.h5 was written.
             let other_decoder = name.starts_with("00") && *name != "002_anchor_image_0003.jpg";
@@ -74,7 +80,10 @@ fn features_are_those_of_the_original_program() {
                 (Precision::Fp32, true) | (Precision::Bf16, _) => 0.9995,
                 (Precision::Int8, _) => 0.998,
             };
-            assert!(*cosine >= least, "{precision} on {provider}: {name} has cosine {cosine}, less than {least}");
+            assert!(
+                *cosine >= least,
+                "{precision} on {provider}: {name} has cosine {cosine}, less than {least}"
+            );
         }
         let least = cosines.iter().copied().fold(1.0, f64::min);
         let mean = cosines.iter().sum::<f64>() / 26.0;
@@ -91,12 +100,17 @@ fn int8_agrees_with_fp32_on_shop_photos() {
     let choice = ModelChoice { precision: Precision::Fp32, provider: Provider::Cpu, ..Default::default() };
     let exact = embed(&mut load(&choice, 2), &pictures);
     for (precision, provider) in arms().into_iter().filter(|(precision, _)| *precision == Precision::Int8) {
-        let vectors = embed(&mut load(&ModelChoice { precision, provider, ..Default::default() }, 2), &pictures);
+        let vectors =
+            embed(&mut load(&ModelChoice { precision, provider, ..Default::default() }, 2), &pictures);
         let wide = |vector: &Vec<f32>| vector.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
-        let cosines: Vec<_> = vectors.iter().zip(&exact).map(|(int8, fp32)| cosine(int8, &wide(fp32))).collect();
+        let cosines: Vec<_> =
+            vectors.iter().zip(&exact).map(|(int8, fp32)| cosine(int8, &wide(fp32))).collect();
         let least = cosines.iter().copied().fold(1.0, f64::min);
         let mean = cosines.iter().sum::<f64>() / cosines.len() as f64;
-        println!("int8 on {provider}: cosine to fp32 over {} pictures: mean {mean:.6}, least {least:.6}", cosines.len());
+        println!(
+            "int8 on {provider}: cosine to fp32 over {} pictures: mean {mean:.6}, least {least:.6}",
+            cosines.len()
+        );
         assert!(mean >= 0.9995 && least >= 0.9985, "int8 on {provider}: mean {mean}, least {least}");
     }
 }

@@ -114,7 +114,8 @@ fn raw_vectors_and_normalised_ones_come_from_one_file() {
     let (precision, provider) = (Precision::Int8, Provider::Cpu);
     let choice = ModelChoice { precision, provider, batch: 1, ..Default::default() };
     let unit = load(&choice, 2).embed(batch(&[&picture])).unwrap();
-    let raw = load(&ModelChoice { normalize: Normalize::None, ..choice }, 2).embed(batch(&[&picture])).unwrap();
+    let raw =
+        load(&ModelChoice { normalize: Normalize::None, ..choice }, 2).embed(batch(&[&picture])).unwrap();
     assert_eq!(unit.norms, raw.norms);
     let length: f64 = unit.vectors.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
     assert!((length - 1.0).abs() < 1e-6, "{length}");
@@ -162,7 +163,10 @@ fn both_kinds_of_weights_build_the_files_of_the_card() {
 
     write_keras_file(&source, &keras, 1.5);
     let message = build::build(&card, &keras, &ranges, &folder.path().join("other")).unwrap_err().to_string();
-    assert!(message.contains("vgg16-gem-int8.onnx has sha256") && message.contains("the card says"), "{message}");
+    assert!(
+        message.contains("vgg16-gem-int8.onnx has sha256") && message.contains("the card says"),
+        "{message}"
+    );
     assert_eq!(std::fs::read_dir(folder.path().join("other")).unwrap().count(), 0, "a wrong file was kept");
 }
 
@@ -184,7 +188,10 @@ fn write_keras_file(source: &Path, target: &Path, first_bias_times: f32) {
         let shape = [KERNEL, KERNEL, conv.inputs, conv.outputs].map(|n| n as u64);
         let mut group = builder.create_group(conv.name);
         group.create_dataset(&format!("{}_W_1:0", conv.name)).with_f32_data(&hwio).with_shape(&shape);
-        group.create_dataset(&format!("{}_b_1:0", conv.name)).with_f32_data(&conv.bias).with_shape(&shape[3..]);
+        group
+            .create_dataset(&format!("{}_b_1:0", conv.name))
+            .with_f32_data(&conv.bias)
+            .with_shape(&shape[3..]);
         builder.add_group(group.finish());
     }
     builder.write(target).unwrap();
@@ -205,7 +212,7 @@ fn a_library_that_cannot_be_loaded_is_one_clear_error() {
     }
     let good = cache().join("runtime/onnxruntime");
     let text = folder.path().join("libonnxruntime.so");
-    std::fs::write(&text, "no library").unwrap();
+    std::fs::write(&text, "no library".repeat(100)).unwrap();
     let other = good.join("libonnxruntime_providers_shared.so");
     let missing = folder.path().join("none.so");
     // Started in a folder that has nothing to do with the library.
@@ -222,8 +229,13 @@ fn a_library_that_cannot_be_loaded_is_one_clear_error() {
         said
     };
     assert!(says(&good).contains("LOADED 1."));
-    assert!(says(Path::new("libonnxruntime.so")).contains("ERROR cannot load"), "a relative path is relative to here");
-    for (library, reason) in [(&text, "invalid ELF header"), (&other, "OrtGetApiBase"), (&missing, "No such file")] {
+    assert!(
+        says(Path::new("libonnxruntime.so")).contains("ERROR cannot load"),
+        "a relative path is relative to here"
+    );
+    for (library, reason) in
+        [(&text, "invalid ELF header"), (&other, "OrtGetApiBase"), (&missing, "No such file")]
+    {
         let said = says(library);
         let path = library.file_name().unwrap().to_str().unwrap();
         assert!(said.contains("ERROR cannot load the ONNX Runtime library"), "{said}");
@@ -253,6 +265,9 @@ fn a_model_file_that_is_none_is_refused() {
     std::fs::write(&text, "no model").unwrap();
     for file in [text, folder.path().join("none.onnx")] {
         let message = refused(file.clone());
-        assert!(message.contains(file.to_str().unwrap()) && message.contains("does not fit its card"), "{message}");
+        assert!(
+            message.contains(file.to_str().unwrap()) && message.contains("does not fit its card"),
+            "{message}"
+        );
     }
 }
