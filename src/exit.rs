@@ -2,8 +2,10 @@
 
 use crate::config::ConfigError;
 use crate::engines::EngineError;
+use crate::exchange::ExchangeError;
 use crate::lock::LockError;
 use crate::models::ModelError;
+use crate::sql::SqlError;
 use crate::stages::evaluate::EvaluateError;
 use crate::stages::scan::ScanError;
 use crate::stages::store::StoreError;
@@ -50,6 +52,13 @@ impl Exit {
         }
         if let Some(error) = cause.downcast_ref::<StoreError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+        }
+        if let Some(error) = cause.downcast_ref::<ExchangeError>() {
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+        }
+        if let Some(error) = cause.downcast_ref::<SqlError>() {
+            let infrastructure = matches!(error, SqlError::Output(_) | SqlError::Store(_));
+            return Some(if infrastructure { Exit::Infrastructure } else { Exit::Usage });
         }
         if let Some(error) = cause.downcast_ref::<ModelError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });

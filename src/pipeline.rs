@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::commands::say;
@@ -24,7 +24,7 @@ use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOption
 use crate::stages::embed::{self, ChunkRule, EmbeddingBatch};
 use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
 use crate::stages::preprocess::{self, ImageBatch};
-use crate::stages::report::{self, RunReport};
+use crate::stages::report::{self, Exporter, RunRecord, RunReport};
 use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
@@ -46,7 +46,7 @@ pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
 pub fn extract(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let extracted = run.extract()?;
-    say(format!("{}\n", extracted.books).as_bytes())?;
+    say(extracted.books.to_string().as_bytes())?;
     run.close(extracted)
 }
 
@@ -77,7 +77,7 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
         let reason = format!("{} is missing; run `imagedex evaluate` or `imagedex run` first", path.display());
         return Err(UsageError(reason).into());
     }
-    run.render(&report::read_summary(&path)?)?;
+    run.render(&RunReport::read(&path)?)?;
     Ok(Exit::Done)
 }
 
@@ -151,7 +151,7 @@ impl StageClock {
 
     fn note(&mut self, stage: &str, items_in: usize, items_out: usize, seconds: f64) {
         let (items_in, items_out) = (items_in as u64, items_out as u64);
-        self.done.push(StageStats { stage: stage.to_owned(), items_in, items_out, seconds });
+        self.done.push(StageStats { stage: stage.to_owned(), items_in, items_out, seconds, bytes: 0 });
     }
 }
 
@@ -160,6 +160,8 @@ pub struct Extracted {
     books: Books,
     failures: Vec<Failure>,
     stages: Vec<StageStats>,
+    /// What made the vectors; and the program's version.
+    provenance: Value,
     table_version: u64,
     exit: Exit,
 }
@@ -329,16 +331,20 @@ impl<'a> Run<'a> {
             embedded: embedded as u64,
             reused: reused as u64,
             failed: failures.len() as u64,
+            unchanged: plan.unchanged as u64,
             deleted: deleted as u64,
             stored: self.block_on(store.count(None))? as u64,
         };
         let exit = if interrupted {
             Exit::Interrupted
         } else {
-            books.check().map_err(|reason| anyhow::anyhow!("the books do not close: {reason}"))?;
+            books.check().map_err(anyhow::Error::msg)?;
             self.budget(&failures, books.scanned)
         };
-        Ok(Extracted { books, failures, stages: stages.done, table_version: store.version(), exit })
+        let mut provenance = store.provenance().facts.clone();
+        provenance["fingerprint"] = json!(store.provenance().fingerprint);
+        provenance["imagedex"] = json!(env!("CARGO_PKG_VERSION"));
+        Ok(Extracted { books, failures, stages: stages.done, provenance, table_version: store.version(), exit })
     }
 
     /// Says which pictures failed, and whether they are too many.
@@ -365,7 +371,7 @@ impl<'a> Run<'a> {
     }
 
     /// The pipeline's engine, empty, for vectors made as these facts say.
-    fn engine(&self, provenance: &serde_json::Value) -> Box<dyn VectorIndex> {
+    fn engine(&self, provenance: &Value) -> Box<dyn VectorIndex> {
         engines::open(&self.config.engine, provenance["non_negative"] == true)
     }
 
@@ -401,47 +407,47 @@ impl<'a> Run<'a> {
         let store = self.stored()?;
         let queries = self.block_on(store.read(Some(Split::Query)))?;
         let wanted = &self.config.evaluate;
-        let options =
-            EvaluateOptions { metrics: wanted.metrics.clone(), ks: wanted.ks.clone(), modes: wanted.modes.clone() };
+        let options = EvaluateOptions {
+            metrics: wanted.metrics.clone(),
+            ks: wanted.ks.clone(),
+            modes: wanted.modes.clone(),
+            ..EvaluateOptions::default()
+        };
         Ok(evaluate::evaluate(loaded.index.as_ref(), &loaded.gallery, &queries, &options)?)
     }
 
     /// Measures → `report/` and the table on the terminal.
     pub fn report(&self, extracted: &Extracted, evaluation: Evaluation) -> anyhow::Result<()> {
-        let per_query = self.report_dir().join("per_query.parquet");
-        report::write_per_query(&per_query, &evaluation)?;
-        let report = RunReport {
-            name: self.config.name.clone(),
-            provenance: self.stored()?.provenance().facts.clone(),
-            books: extracted.books.clone(),
-            failures: report::by_kind(&extracted.failures),
-            stages: extracted.stages.clone(),
-            evaluation,
-        };
-        report::write_summary(&self.report_dir().join("summary.json"), &report)?;
+        let folder = self.report_dir();
+        std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
+        evaluate::write_per_query(&folder.join("per_query.parquet"), std::slice::from_ref(&evaluation))?;
+        let report = RunReport::new(&self.config.name, extracted.provenance.clone(), vec![evaluation])
+            .with_run(extracted.books, &extracted.failures, extracted.stages.clone());
+        report::export(&report, &report::Summary, &folder.join("summary.json"))?;
         self.render(&report)
     }
 
     fn render(&self, report: &RunReport) -> anyhow::Result<()> {
         let markdown = self.report_dir().join("report.md");
-        report::write_markdown(&markdown, report)?;
-        say(format!("{}\nreport: {}\n", report::terminal(report), markdown.display()).as_bytes())
+        report::export(report, &report::Markdown, &markdown)?;
+        let mut text = Vec::new();
+        report::Terminal.write(report, &mut text)?;
+        text.extend(format!("report: {}\n", markdown.display()).into_bytes());
+        say(&text)
     }
 
     /// Writes `run.json`, the books of this run, and gives its exit code.
     fn close(&self, extracted: Extracted) -> anyhow::Result<Exit> {
-        let text = json!({
-            "schema_version": 1,
-            "name": self.config.name,
-            "imagedex": env!("CARGO_PKG_VERSION"),
-            "exit_code": extracted.exit as u8,
-            "table_version": extracted.table_version,
-            "books": extracted.books,
-            "stages": extracted.stages,
-            "failures": extracted.failures,
-        });
-        write_atomically(&self.run_file(), &(serde_json::to_string_pretty(&text)? + "\n"))?;
-        Ok(extracted.exit)
+        let Extracted { books, failures, stages, provenance, table_version, exit } = extracted;
+        let record = RunRecord {
+            books: Some(books),
+            failures: report::count_by_kind(&failures),
+            stages,
+            table_version: Some(table_version),
+            ..RunRecord::new(&self.config.name, exit as i32, provenance)
+        };
+        record.write(&self.run_file())?;
+        Ok(exit)
     }
 
     fn run_file(&self) -> PathBuf {
@@ -450,21 +456,19 @@ impl<'a> Run<'a> {
 
     /// The books of the run before, for phases that start from the feature table.
     fn last_extract(&self) -> anyhow::Result<Extracted> {
-        #[derive(serde::Deserialize)]
-        struct RunFile {
-            books: Books,
-            stages: Vec<StageStats>,
-            table_version: u64,
-        }
         let path = self.run_file();
-        let text = std::fs::read_to_string(&path).map_err(|_| {
-            UsageError(format!("{} is missing; run `imagedex extract` first", path.display()))
-        })?;
-        let file: RunFile =
-            serde_json::from_str(&text).with_context(|| format!("{} cannot be read", path.display()))?;
-        let failures = store::read_failures(&self.failures_file())?;
-        let RunFile { books, stages, table_version } = file;
-        Ok(Extracted { books, failures, stages, table_version, exit: Exit::Done })
+        if !path.is_file() {
+            return Err(UsageError(format!("{} is missing; run `imagedex extract` first", path.display())).into());
+        }
+        let record = RunRecord::read(&path)?;
+        Ok(Extracted {
+            books: record.books.unwrap_or_default(),
+            failures: store::read_failures(&self.failures_file())?,
+            stages: record.stages,
+            provenance: record.provenance,
+            table_version: record.table_version.unwrap_or_default(),
+            exit: Exit::Done,
+        })
     }
 
     /// The vector of one picture that is not in the table, made as the table's were.
@@ -517,18 +521,4 @@ pub fn embed_one(
         format: image.format.to_owned(),
     };
     Ok(embedder.embed(ImageBatch { pictures: vec![picture], pixels })?.vectors)
-}
-
-/// Writes a file whole or not at all.
-fn write_atomically(path: &Path, text: &str) -> Result<(), StoreError> {
-    use std::io::Write;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let written = std::fs::create_dir_all(folder).and_then(|()| {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    });
-    written.map_err(|error| StoreError::io(path, &error))
 }

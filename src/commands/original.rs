@@ -1,3 +1,131 @@
-use crate::{cli::{Index,Retrieve}, exit::Exit};
-pub fn index(_: &Index)->anyhow::Result<Exit>{Ok(Exit::Done)}
-pub fn retrieve(_: &Retrieve)->anyhow::Result<Exit>{Ok(Exit::Done)}
+//! The original's two commands under their own flags: a folder → one HDF5 file, and a search in such a file.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::cli::{Compute, Index, OriginalEngine, Retrieve};
+use crate::embedders::{self, Embedder, Runtime};
+use crate::engines::flat::Flat;
+use crate::engines::{Query, VectorIndex};
+use crate::exchange;
+use crate::exit::{Exit, UsageError};
+use crate::interrupt::STOP;
+use crate::metric::Metric;
+use crate::models::card::{Card, ModelChoice};
+use crate::models::{self, ModelSpec};
+use crate::pipeline::{self, async_runtime};
+use crate::setup;
+use crate::stages::decode::{DecodeOptions, Exif, PictureOptions};
+use crate::stages::embed::{self, ChunkRule};
+use crate::stages::scan::{self, LabelRule, ScanOptions};
+use crate::stages::store::{CommitFacts, FeatureStore, Provenance};
+
+use super::{files, read_picture, say};
+
+/// The original's `retrieval.py` shows this many hits.
+const HITS: usize = 3;
+
+/// `imagedex index`
+pub fn index(args: &Index) -> anyhow::Result<Exit> {
+    if exchange::FileFormat::of(&args.index_file)? != exchange::FileFormat::Hdf5 {
+        return Err(UsageError(format!("{} does not end in .h5", args.index_file.display())).into());
+    }
+    let options =
+        ScanOptions { gallery: args.train_data.clone(), queries: None, label: LabelRule::None };
+    let runtime = async_runtime()?;
+    let scan = runtime.block_on(scan::scan(&options))?;
+    let (seen, unreadable) = scan::hash(scan.images, &STOP);
+    let mut failures = scan.failures;
+    failures.extend(unreadable);
+    let spec = spec(&args.compute)?;
+    let mut embedder = open(spec.clone(), &args.compute)?;
+    // The file is an export of a feature table, as any other; this one is thrown away.
+    let folder = args.index_file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = tempfile::tempdir_in(folder.unwrap_or(Path::new(".")))
+        .with_context(|| format!("cannot write beside {}", args.index_file.display()))?;
+    let exif = Exif::Ignore.name();
+    let provenance =
+        Provenance { fingerprint: spec.fingerprint(exif), dim: spec.dim, facts: spec.provenance(exif) };
+    let mut store = runtime.block_on(FeatureStore::open_or_create(folder.path(), &provenance))?;
+    let facts = CommitFacts(serde_json::Value::Null);
+    let done = embed::embed(
+        embedder.as_mut(),
+        &seen,
+        &picture_options(&spec),
+        ChunkRule::default(),
+        &STOP,
+        |chunk| -> anyhow::Result<()> {
+            Ok(runtime.block_on(store.append(&chunk, &facts))?)
+        },
+    )?;
+    failures.extend(done.failures);
+    if crate::interrupt::is_set() {
+        return Ok(Exit::Interrupted);
+    }
+    let rows = runtime.block_on(exchange::export(folder.path(), &args.index_file))?;
+    for failure in &failures {
+        tracing::warn!("{}: {}", failure.path.escape_debug(), failure.reason);
+    }
+    let text = format!("{}: {} pictures, {} failed\n", args.index_file.display(), rows, failures.len());
+    say(text.as_bytes())?;
+    Ok(if failures.is_empty() { Exit::Done } else { Exit::OverBudget })
+}
+
+/// `imagedex retrieve`
+pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
+    let OriginalEngine::Numpy = args.engine;
+    let gallery = exchange::read(&args.index_file)?;
+    let spec = spec(&args.compute)?;
+    if gallery.dim != spec.dim {
+        let reason = format!(
+            "{} holds vectors of {} numbers, the model gives {}",
+            args.index_file.display(),
+            gallery.dim,
+            spec.dim
+        );
+        return Err(UsageError(reason).into());
+    }
+    let bytes = read_picture(&args.test_data)?;
+    let mut index = Flat::new(spec.non_negative);
+    index.create(gallery.dim)?;
+    index.upsert(&gallery)?;
+    index.commit()?;
+    let options = picture_options(&spec);
+    let mut embedder = open(spec, &args.compute)?;
+    let vector = pipeline::embed_one(embedder.as_mut(), &options, &args.test_data, &bytes)?;
+    let hits = index.search(&Query { vector: &vector, k: HITS, metric: Metric::Cosine })?;
+    let mut text = String::new();
+    for hit in hits {
+        // Ours is cosine + 1; the original's is cosine * 0.5 + 0.5.
+        text += &format!("{}  {:.6}\n", hit.id, hit.score / 2.0);
+    }
+    say(text.as_bytes())?;
+    Ok(Exit::Done)
+}
+
+/// The original's recipe, computed as asked.
+fn spec(compute: &Compute) -> anyhow::Result<ModelSpec> {
+    let choice =
+        ModelChoice { precision: compute.precision, provider: compute.provider, ..ModelChoice::default() };
+    Ok(Card::find("vgg16")?.resolve(&models::dir(&cache(compute)), &choice)?)
+}
+
+fn open(spec: ModelSpec, compute: &Compute) -> anyhow::Result<Box<dyn Embedder>> {
+    let library = setup::runtime_library(&cache(compute));
+    Ok(embedders::open(spec, &Runtime { library, threads: files::threads(), cache: None })?)
+}
+
+fn cache(compute: &Compute) -> std::path::PathBuf {
+    setup::cache_dir(compute.cache.as_deref().map(Path::new))
+}
+
+fn picture_options(spec: &ModelSpec) -> PictureOptions {
+    PictureOptions {
+        decode: DecodeOptions::default(),
+        side: spec.side,
+        resize: spec.resize,
+        batch: spec.batch,
+        threads: files::threads(),
+    }
+}

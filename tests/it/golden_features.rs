@@ -1,39 +1,20 @@
 //! The original program's features, against ours: `../shared/data/seed/train.h5`, written by Keras.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use imagedex::embedders::Embedder;
 use imagedex::models::card::ModelChoice;
-use imagedex::models::{Precision, Provider};
+use imagedex::models::{Precision, Provider, Resize};
+use imagedex::stages::decode::{self, DecodeOptions};
+use imagedex::stages::preprocess;
 
 use crate::models::{arms, batch, load};
+use crate::support::shared;
 
-/// Pictures that are not part of the repository; without them a test says so and does nothing, except in CI.
-fn data(name: &str) -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data").join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    assert!(std::env::var_os("CI").is_none(), "{} is missing", folder.display());
-    eprintln!("SKIPPED: {} is missing, so nothing was compared", folder.display());
-    None
-}
-
-/// 224 x 224 RGB pixels, resized as Pillow's NEAREST does it.
+/// What the model sees of a file: decoded and resized as a run does it.
 fn pixels(path: &Path) -> Vec<u8> {
-    let bytes = std::fs::read(path).unwrap();
-    let mut jpeg = mozjpeg::Decompress::new_mem(&bytes).unwrap().rgb().unwrap();
-    let (width, height) = (jpeg.width(), jpeg.height());
-    let rgb: Vec<u8> = jpeg.read_scanlines().unwrap();
-    // Pillow adds the step up, rounding errors included; a multiplication picks other pixels where the ratio is not exact.
-    let places = |length: usize| {
-        let step = length as f64 / 224.0;
-        let mut at = step * 0.5;
-        (0..224).map(move |_| (at as usize, at += step).0).collect::<Vec<_>>()
-    };
-    let (columns, rows) = (places(width), places(height));
-    let at = |y: usize, x: usize| rgb[(y * width + x) * 3..][..3].to_vec();
-    rows.iter().flat_map(|&y| columns.iter().flat_map(move |&x| at(y, x)).collect::<Vec<_>>()).collect()
+    let image = decode::decode(&std::fs::read(path).unwrap(), &DecodeOptions::default()).unwrap();
+    preprocess::resize(&image, 224, Resize::Nearest).unwrap()
 }
 
 fn cosine(a: &[f32], b: &[f64]) -> f64 {
@@ -59,7 +40,7 @@ fn embed(embedder: &mut dyn Embedder, pictures: &[Vec<u8>]) -> Vec<Vec<f32>> {
 
 #[test]
 fn features_are_those_of_the_original_program() {
-    let Some(seed) = data("seed") else { return };
+    let Some(seed) = shared("seed") else { return };
     let file = hdf5_pure::File::open(seed.join("train.h5")).unwrap();
     let features = file.dataset("dataset_1").unwrap().read_f64().unwrap();
     let names: Vec<String> = file.dataset("dataset_2").unwrap().read_string().unwrap();
@@ -93,7 +74,7 @@ fn features_are_those_of_the_original_program() {
 
 #[test]
 fn int8_agrees_with_fp32_on_shop_photos() {
-    let Some(grocery) = data("grocery") else { return };
+    let Some(grocery) = shared("grocery") else { return };
     // Every 30th of the 1,215 pictures; the whole set gives the same picture and takes minutes.
     let list = std::fs::read_to_string(grocery.join("list.txt")).unwrap();
     let pictures: Vec<_> = list.lines().step_by(30).map(|line| pixels(&grocery.join(line.trim()))).collect();

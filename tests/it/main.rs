@@ -11,4 +11,5 @@ mod parity;
 mod quickstart;
 mod readers;
 mod setup;
+mod sql;
 mod store;

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use imagedex::embedders::onnx::{OnnxEmbedder, runtime_facts};
 use imagedex::embedders::{Embedder, Runtime};
+use imagedex::models::calibrate::Ranges;
 use imagedex::models::card::{Card, ModelChoice};
 use imagedex::models::weights::{self, KERNEL};
 use imagedex::models::{FileState, ModelSpec, Normalize, Precision, Provider, build, verify};
@@ -148,7 +149,7 @@ fn every_built_file_is_the_one_that_the_card_means() {
 #[test]
 fn both_kinds_of_weights_build_the_files_of_the_card() {
     let folder = tempfile::tempdir().unwrap();
-    let (card, ranges) = (vgg16(), models_dir().join("vgg16.int8.toml"));
+    let (card, ranges) = (vgg16(), Ranges::shipped().unwrap());
     let source = cache().join("sources").join(&card.weights.as_ref().unwrap().file);
 
     let built = build::build(&card, &source, &ranges, &folder.path().join("from-onnx")).unwrap();
