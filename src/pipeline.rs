@@ -140,6 +140,13 @@ impl StageClock {
         result
     }
 
+    /// Says how many pictures the last stage got, and handed on.
+    fn count(&mut self, items_in: usize, items_out: usize) {
+        if let Some(last) = self.done.last_mut() {
+            (last.items_in, last.items_out) = (items_in as u64, items_out as u64);
+        }
+    }
+
     /// Notes what became of the pictures that were to be embedded.
     fn embedded(&mut self, wanted: usize, done: &embed::Embedded, started: Instant) {
         if wanted > 0 {
@@ -268,16 +275,19 @@ impl<'a> Run<'a> {
         let mut stages = StageClock::default();
         let spec = self.model_spec()?;
         let scan = stages.time("scan", || self.scan())?;
-        let (scanned, skipped) = (scan.scanned(), scan.skipped);
+        let (scanned, found, skipped) = (scan.scanned(), scan.images.len(), scan.skipped);
+        stages.count(scanned, found);
         if !skipped.is_empty() {
             let list: Vec<_> = skipped.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
             tracing::info!("passed over files that are no pictures: {}", list.join(", "));
         }
         let mut failures = scan.failures;
         let (seen, unreadable) = stages.time("hash", || scan::hash(scan.images, &STOP));
+        stages.count(found, seen.len());
         failures.extend(unreadable);
         let mut store = self.open_store(&spec)?;
         let plan = stages.time("plan", || self.block_on(store.plan(&seen)))?;
+        stages.count(seen.len(), plan.to_embed());
         let mut embedded = 0;
         let mut deleted = plan.delete.len();
         let reused = plan.unchanged + plan.reuse.len();
