@@ -10,7 +10,13 @@ use crate::stages::scan::Split;
 use crate::stages::store::{FeatureStore, NewFile, StoreError, parse_split};
 
 pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, ExchangeError> {
-    let failed = |error: csv::Error| ExchangeError::Store(StoreError::writing(file, &error));
+    let failed = |error: csv::Error| {
+        let reason = error.to_string();
+        match error.into_kind() {
+            csv::ErrorKind::Io(error) => ExchangeError::Store(StoreError::io(file, &error)),
+            _ => ExchangeError::invalid(file, reason),
+        }
+    };
     let mut out = csv::Writer::from_writer(BufWriter::new(NewFile::create(file)?));
     let columns = ["id", "label", "split"].map(str::to_owned).into_iter();
     out.write_record(columns.chain((0..store.dim()).map(|i| format!("v{i}")))).map_err(failed)?;

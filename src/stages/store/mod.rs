@@ -21,6 +21,7 @@ mod plan;
 mod schema;
 
 use std::fs;
+use std::io::Write;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use deltalake::delta_datafusion::create_session;
 use deltalake::kernel::StructField;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::CommitProperties;
+use deltalake::operations::vacuum::VacuumMode;
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError};
 use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -277,6 +279,7 @@ impl FeatureStore {
                 place: "it is already in the table",
             });
         }
+        self.check_writable()?;
         let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
         self.table = self
             .table
@@ -308,6 +311,7 @@ impl FeatureStore {
 
     /// Rows of `source` (the table's columns and `op`: `put` or `delete`) into the table: one commit.
     async fn merge(&mut self, source: DataFrame, facts: &CommitFacts) -> Result<(), StoreError> {
+        self.check_writable()?;
         let op = |name: &str| col("s.op").eq(lit(name));
         let key = col("t.split").eq(col("s.split")).and(col("t.id").eq(col("s.id")));
         let from_source = |name: &str| col(format!("s.{name}"));
@@ -354,6 +358,7 @@ impl FeatureStore {
         let before = self.version();
         let delta = |error| StoreError::delta(&self.dir, error);
         if self.files()?.len() > COMPACT_ABOVE {
+            self.check_writable()?;
             let (table, _) = self
                 .table
                 .clone()
@@ -367,15 +372,24 @@ impl FeatureStore {
                 .map_err(delta)?;
             self.table = table;
         }
-        // Lite mode looks at the log alone; with nothing to remove it commits nothing.
-        let (table, _) = self
+        // Full mode also finds what a killed commit left behind, and old change data. It would take a person's own files for
+        // such, so it is for folders that hold none. With nothing to remove, neither mode commits anything.
+        let (_, stale) = self
             .table
             .clone()
             .vacuum()
-            .with_commit_properties(commit_properties(facts))
+            .with_mode(VacuumMode::Full)
+            .with_dry_run(true)
             .await
             .map_err(delta)?;
-        self.table = table;
+        let mode = if stale.files_deleted.iter().all(|file| is_ours(file)) {
+            VacuumMode::Full
+        } else {
+            VacuumMode::Lite
+        };
+        let vacuum =
+            self.table.clone().vacuum().with_mode(mode).with_commit_properties(commit_properties(facts));
+        (self.table, _) = vacuum.await.map_err(delta)?;
         Ok(self.version() != before)
     }
 
@@ -490,6 +504,13 @@ impl FeatureStore {
         Ok(found.iter().find_map(first_key).and_then(|(split, id)| Some((parse_split(&split)?, id))))
     }
 
+    /// Delta's writers report a folder that cannot be written with a panic in a thread of theirs before they give the error.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        let io = |error: std::io::Error| StoreError::io(&self.dir, &error);
+        let mut probe = tempfile::tempfile_in(&self.dir).map_err(io)?;
+        probe.write_all(&[0; 4096]).map_err(io)
+    }
+
     fn shown(&self) -> String {
         self.dir.display().to_string()
     }
@@ -538,6 +559,12 @@ impl FeatureStore {
 
 fn is_split(split: Split) -> Expr {
     col("split").eq(lit(split.name()))
+}
+
+/// Whether a path in the table's folder is one that Delta names.
+fn is_ours(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.ends_with(".parquet") && (name.starts_with("part-") || name.starts_with("cdc-"))
 }
 
 fn slice(rows: &EmbeddingBatch, start: usize, len: usize) -> EmbeddingBatch {
@@ -618,8 +645,11 @@ fn holds_table(dir: &Path) -> Result<bool, StoreError> {
             // A process killed while it made the table leaves the folder of the log behind, empty.
             let mut log =
                 fs::read_dir(entry.path()).map_err(|error| StoreError::io(&entry.path(), &error))?;
-            if log.any(|file| file.is_ok_and(|file| file.path().extension().is_some_and(|end| end == "json")))
-            {
+            if log.any(|file| {
+                file.is_ok_and(|file| {
+                    file.path().extension().is_some_and(|end| end == "json" || end == "parquet")
+                })
+            }) {
                 return Ok(true);
             }
         } else {
