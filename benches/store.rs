@@ -1,4 +1,5 @@
-//! The feature table with 10,000 pictures of 512 numbers: writing, reading, and the comparison that every run starts with.
+//! The feature table with 10,000 pictures of 512 numbers: writing, reading, and the comparison that every run
+//! starts with.
 
 use std::path::{Path, PathBuf};
 

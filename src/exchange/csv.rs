@@ -1,4 +1,5 @@
-//! CSV: `id,label,split,v0,v1,…`. Numbers have the fewest digits that give the same float32 back; an empty label is none.
+//! CSV: `id,label,split,v0,v1,…`. Numbers have the fewest digits that give the same float32 back; an empty
+//! label is none.
 
 use std::io::BufWriter;
 use std::path::Path;
@@ -44,7 +45,8 @@ pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, E
     Ok(rows)
 }
 
-/// Needs `id` and `v0` … in this order; `label` and `split` where they are there; other columns are passed over.
+/// Needs `id` and `v0` … in this order; `label` and `split` where they are there; other columns are passed
+/// over.
 pub(super) fn read(path: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     let opened = std::fs::File::open(path).map_err(ExchangeError::io(path))?;
     let invalid = |reason: String| ExchangeError::invalid(path, reason);

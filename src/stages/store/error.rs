@@ -82,7 +82,8 @@ impl StoreError {
         StoreError::Io { path: path.display().to_string(), reason: error.to_string(), remedy }
     }
 
-    /// Sorts an error of Delta's into ours. The operating system's reason wins, wherever in the chain it hides.
+    /// Sorts an error of Delta's into ours. The operating system's reason wins, wherever in the chain it
+    /// hides.
     pub(crate) fn delta(path: &Path, error: DeltaTableError) -> StoreError {
         let shown = path.display().to_string();
         if let Some(cause) = find_io(&error) {
