@@ -1,4 +1,5 @@
-//! CSV: `id,label,split,v0,v1,…`. Numbers have the fewest digits that give the same float32 back; an empty label is none.
+//! CSV: `id,label,split,v0,v1,…`. Numbers have the fewest digits that give the same float32 back; an empty
+//! label is none.
 
 use std::io::BufWriter;
 use std::path::Path;
@@ -10,7 +11,13 @@ use crate::stages::scan::Split;
 use crate::stages::store::{FeatureStore, NewFile, StoreError, parse_split};
 
 pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, ExchangeError> {
-    let failed = |error: csv::Error| ExchangeError::Store(StoreError::writing(file, &error));
+    let failed = |error: csv::Error| {
+        let reason = error.to_string();
+        match error.into_kind() {
+            csv::ErrorKind::Io(error) => ExchangeError::Store(StoreError::io(file, &error)),
+            _ => ExchangeError::invalid(file, reason),
+        }
+    };
     let mut out = csv::Writer::from_writer(BufWriter::new(NewFile::create(file)?));
     let columns = ["id", "label", "split"].map(str::to_owned).into_iter();
     out.write_record(columns.chain((0..store.dim()).map(|i| format!("v{i}")))).map_err(failed)?;
@@ -38,7 +45,8 @@ pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, E
     Ok(rows)
 }
 
-/// Needs `id` and `v0` … in this order; `label` and `split` where they are there; other columns are passed over.
+/// Needs `id` and `v0` … in this order; `label` and `split` where they are there; other columns are passed
+/// over.
 pub(super) fn read(path: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     let opened = std::fs::File::open(path).map_err(ExchangeError::io(path))?;
     let invalid = |reason: String| ExchangeError::invalid(path, reason);

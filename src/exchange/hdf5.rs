@@ -1,5 +1,6 @@
-//! HDF5 as the original's `index.py` wrote it through h5py: `dataset_1` holds the features as float64 `[n, dim]`, `dataset_2` the file
-//! names as byte strings padded with zeros to one length; no groups, attributes, chunks or compression.
+//! HDF5 as the original's `index.py` wrote it through h5py: `dataset_1` holds the features as float64 `[n,
+//! dim]`, `dataset_2` the file names as byte strings padded with zeros to one length; no groups, attributes,
+//! chunks or compression.
 
 use std::io::Write;
 use std::path::Path;
@@ -59,8 +60,8 @@ pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, E
     Ok(rows)
 }
 
-/// Floats of any width, strings of fixed or variable length. Numbers are rounded to float32, which is what networks give: those of
-/// the original's files come back bit for bit.
+/// Floats of any width, strings of fixed or variable length. Numbers are rounded to float32, which is what
+/// networks give: those of the original's files come back bit for bit.
 pub(super) fn read(path: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     let opened = std::fs::File::open(path).map_err(ExchangeError::io(path))?;
     drop(opened);

@@ -1,10 +1,13 @@
-//! Features in and out of other programs' files: HDF5 as the original wrote it, NumPy, CSV, one plain Parquet file.
+//! Features in and out of other programs' files: HDF5 as the original wrote it, NumPy, CSV, one plain Parquet
+//! file.
 //!
-//! An imported file becomes a table of its own, with the fingerprint `imported:<sha256 of the file>`: nobody knows what made those
-//! vectors, so they never mix with ours. What an import cannot know is stored as empty: `sha256` and `format` as `""`,
-//! `width`, `height` and `dhash` as 0, and `norm` as 1, so that vector x norm is the vector as it came.
+//! An imported file becomes a table of its own, with the fingerprint `imported:<sha256 of the file>`: nobody
+//! knows what made those vectors, so they never mix with ours. What an import cannot know is stored as empty:
+//! `sha256` and `format` as `""`, `width`, `height` and `dhash` as 0, and `norm` as 1, so that vector x norm
+//! is the vector as it came.
 //!
-//! Rows leave ordered by (`split`, `id`), so equal tables give equal files, whatever the commits that made them.
+//! Rows leave ordered by (`split`, `id`), so equal tables give equal files, whatever the commits that made
+//! them.
 
 mod csv;
 mod hdf5;
@@ -59,8 +62,8 @@ impl ExchangeError {
 /// A kind of file, known by its ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileFormat {
-    /// `dataset_1`: float64 `[n, dim]`; `dataset_2`: the ids as byte strings of one length. The gallery alone, as there is no column
-    /// for the split. Held in memory as a whole: 8 bytes for each number.
+    /// `dataset_1`: float64 `[n, dim]`; `dataset_2`: the ids as byte strings of one length. The gallery
+    /// alone, as there is no column for the split. Held in memory as a whole: 8 bytes for each number.
     Hdf5,
     /// float32 `[n, dim]`, and the other columns, row by row, in `<name>.rows.parquet` beside it.
     Npy,
@@ -83,7 +86,8 @@ impl FileFormat {
     }
 }
 
-/// Writes the feature table in the folder `features` to `file`, in the format of its ending; returns the number of rows.
+/// Writes the feature table in the folder `features` to `file`, in the format of its ending; returns the
+/// number of rows.
 ///
 /// The file takes its place when it is complete. Memory is bounded, save for HDF5.
 pub async fn export(features: &Path, file: &Path) -> Result<usize, ExchangeError> {
@@ -109,8 +113,8 @@ pub fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     }
 }
 
-/// Makes a feature table of its own from `file`, in the new or empty folder `table`, in one commit; returns the number of rows.
-/// With the same file a second time nothing is done.
+/// Makes a feature table of its own from `file`, in the new or empty folder `table`, in one commit; returns
+/// the number of rows. With the same file a second time nothing is done.
 pub async fn import(file: &Path, table: &Path) -> Result<usize, ExchangeError> {
     let batch = read(file)?;
     if batch.is_empty() {

@@ -1,5 +1,5 @@
-//! NumPy's `.npy` (format 1.0: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>), with the columns that an
-//! array cannot hold in a Parquet file beside it, row by row.
+//! NumPy's `.npy` (format 1.0: <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>),
+//! with the columns that an array cannot hold in a Parquet file beside it, row by row.
 
 use std::fs;
 use std::io::{BufWriter, Write};
@@ -68,7 +68,8 @@ pub(super) fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
 }
 
 fn parse(bytes: &[u8]) -> Result<(usize, Vec<f32>), String> {
-    // Version 2.0 and 3.0 differ in the width of the length alone; NumPy writes them for headers past 64 KiB only.
+    // Version 2.0 and 3.0 differ in the width of the length alone; NumPy writes them for headers past 64 KiB
+    // only.
     let (version, rest) = match bytes {
         [0x93, b'N', b'U', b'M', b'P', b'Y', version, _, rest @ ..] => (*version, rest),
         _ => return Err("this is not a .npy file".into()),

@@ -1,4 +1,5 @@
-//! One plain Parquet file with the table's columns, save `indexed_at`, and its provenance in the file's key-value metadata.
+//! One plain Parquet file with the table's columns, save `indexed_at`, and its provenance in the file's
+//! key-value metadata.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
 //! `imagedex sql`: questions to what a pipeline left behind, in SQL.
 //!
-//! Three tables (`features`, `failures`, `per_query`) and four functions on vectors (see [`udf`]). Reading only: whatever would write,
-//! or open another file, is refused. A newcomer would trip over `ORDER BY … DESC`: nulls come last here, in either direction.
+//! Three tables (`features`, `failures`, `per_query`) and four functions on vectors (see [`udf`]). Reading
+//! only: whatever would write, or open another file, is refused. A newcomer would trip over `ORDER BY …
+//! DESC`: nulls come last here, in either direction.
 
 pub mod udf;
 

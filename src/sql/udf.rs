@@ -1,7 +1,8 @@
-//! Distances between two vectors as SQL functions: `cosine_similarity`, `dot_product`, `l1_distance`, `l2_distance`.
+//! Distances between two vectors as SQL functions: `cosine_similarity`, `dot_product`, `l1_distance`,
+//! `l2_distance`.
 //!
-//! These are the raw values, not the scores of [`Metric::score`](crate::metric::Metric::score): for the distances smaller is
-//! closer. Sums run in `f64`, from the first number to the last.
+//! These are the raw values, not the scores of [`Metric::score`](crate::metric::Metric::score): for the
+//! distances smaller is closer. Sums run in `f64`, from the first number to the last.
 
 use std::sync::Arc;
 

@@ -1,8 +1,9 @@
-//! Other programs read what we write: the snippets of docs/parquet-schema.md run as they stand there, and h5py sees in our HDF5
-//! files what it sees in the original's.
+//! Other programs read what we write: the snippets of docs/parquet-schema.md run as they stand there, and
+//! h5py sees in our HDF5 files what it sees in the original's.
 //!
-//! The Python packages live in `python` under the cache folder (`IMAGEDEX_CACHE`, else `.cache` beside Cargo.toml), in the versions of
-//! tests/python/requirements.txt. They are fetched by pip when they are missing or others.
+//! The Python packages live in `python` under the cache folder (`IMAGEDEX_CACHE`, else `.cache` beside
+//! Cargo.toml), in the versions of tests/python/requirements.txt. They are fetched by pip when they are
+//! missing or others.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -133,7 +134,8 @@ async fn every_documented_snippet_reads_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let batch = pictures();
     let table = dir.path().join("work/features");
-    // Written in several commits, the last one over rows of the first, so that files that no longer count lie about.
+    // Written in several commits, the last one over rows of the first, so that files that no longer count lie
+    // about.
     let mut store = write_table(&table, &batch).await;
     store.replace(&batch, &CommitFacts::default()).await.unwrap();
     for file in ["features.parquet", "features.npy", "features.csv", "gallery.h5"] {

@@ -1,6 +1,7 @@
 //! The feature table: what is committed, what is not, and what is refused.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
@@ -357,6 +358,72 @@ async fn compaction_keeps_rows_and_order_and_settles() {
     assert_eq!(store.version(), version);
     assert_eq!(rows(dir.path()).await, embed(&pictures));
     assert!(open(dir.path()).await.plan(&pictures).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn compaction_sweeps_up_after_killed_runs_but_leaves_what_is_not_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A2")]).await;
+    let file = |name: &str, days: u64| {
+        let path = dir.path().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(days * 86_400)).unwrap();
+        path
+    };
+    let old = file("part-00000-left-behind.zstd.parquet", 8);
+    let young = file("part-00000-just-written.zstd.parquet", 6);
+    let notes = file("notes.txt", 8);
+    let mut store = open(dir.path()).await;
+    assert!(!store.compact(&facts()).await.unwrap());
+    assert!(old.exists() && notes.exists(), "with a person's file about, nothing is swept up");
+    std::fs::remove_file(&notes).unwrap();
+    assert!(store.compact(&facts()).await.unwrap());
+    assert!(!old.exists() && young.exists());
+    assert!(!store.compact(&facts()).await.unwrap());
+    assert_eq!(store.read(None).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn what_turned_out_undecodable_is_taken_out_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A"), (Gallery, "b.jpg", "", "B")]).await;
+    let mut store = open(dir.path()).await;
+    let plan = store
+        .plan(&[seen((Gallery, "a.jpg", "", "broken")), seen((Gallery, "b.jpg", "", "B"))])
+        .await
+        .unwrap();
+    assert_eq!(names(&plan.embed_changed), ["a.jpg"]);
+    let gone = [(Gallery, "a.jpg".to_owned()), (Gallery, "never-stored.jpg".to_owned())];
+    store.apply(&[], &gone, &facts()).await.unwrap();
+    store.verify().await.unwrap();
+    assert_eq!(store.ids(Gallery).await.unwrap(), ["b.jpg"]);
+}
+
+#[tokio::test]
+async fn a_source_that_changed_in_between_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
+    let mut store = open(dir.path()).await;
+    let pictures = [seen((Gallery, "a.jpg", "", "A2")), seen((Gallery, "b.jpg", "", "A"))];
+    let plan = store.plan(&pictures).await.unwrap();
+    store.replace(&embed(&plan.embed_changed), &facts()).await.unwrap();
+    let error = store.apply(&plan.reuse, &plan.delete, &facts()).await.unwrap_err();
+    assert!(error.to_string().contains("run again"), "{error}");
+}
+
+#[tokio::test]
+async fn commits_carry_the_facts_of_their_run() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
+    run(dir.path(), &[(Gallery, "b.jpg", "", "A")]).await;
+    for version in 1..=2 {
+        let log = std::fs::read_to_string(dir.path().join(format!("_delta_log/{version:020}.json"))).unwrap();
+        assert!(log.contains(r#""imagedex":{"cpu":"test"}"#), "{log}");
+    }
+    let store = open(dir.path()).await;
+    assert_eq!(store.version(), 2, "a rename is one commit");
+    assert_eq!(store.provenance(), &provenance("fp32"));
 }
 
 #[tokio::test]

@@ -82,7 +82,8 @@ impl StoreError {
         StoreError::Io { path: path.display().to_string(), reason: error.to_string(), remedy }
     }
 
-    /// Sorts an error of Delta's into ours. The operating system's reason wins, wherever in the chain it hides.
+    /// Sorts an error of Delta's into ours. The operating system's reason wins, wherever in the chain it
+    /// hides.
     pub(crate) fn delta(path: &Path, error: DeltaTableError) -> StoreError {
         let shown = path.display().to_string();
         if let Some(cause) = find_io(&error) {
@@ -125,16 +126,21 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// Kinds that only the operating system gives; others are also used for what a file's content does wrong.
+fn is_about_the_disk(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::*;
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge | PermissionDenied | ReadOnlyFilesystem)
+}
+
 /// The operating system's error at the bottom of a chain.
 fn find_io<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         if let Some(io) = error.downcast_ref::<io::Error>() {
             // It may be a mere wrapper around something that has a true one inside.
-            return match io.get_ref() {
-                Some(inner) => find_io(inner),
-                None => io.raw_os_error().map(|_| io),
-            };
+            let inner = io.get_ref().and_then(|inner| find_io(inner));
+            let is_true = io.raw_os_error().is_some() || is_about_the_disk(io.kind());
+            return inner.or(is_true.then_some(io));
         }
         next = match error.downcast_ref::<DataFusionError>() {
             // `source()` steps over errors that are shared between partitions.

@@ -1,4 +1,5 @@
-//! The `failures` table: one plain Parquet file, written anew by every run. Small, and nobody needs its history.
+//! The `failures` table: one plain Parquet file, written anew by every run. Small, and nobody needs its
+//! history.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,7 +19,8 @@ use crate::stages::decode::Failure;
 
 const COLUMNS: [&str; 5] = ["path", "split", "stage", "kind", "reason"];
 
-/// Writes the failures of a run in the order given, over those of the run before. Readers see the old file or the new one.
+/// Writes the failures of a run in the order given, over those of the run before. Readers see the old file or
+/// the new one.
 pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreError> {
     let text = |get: fn(&Failure) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(failures.iter().map(get)))

@@ -1,19 +1,22 @@
-//! [`EmbeddingBatch`] ⇄ the feature table: a Delta table of Parquet files, one row for each picture, key (`split`, `id`).
+//! [`EmbeddingBatch`] ⇄ the feature table: a Delta table of Parquet files, one row for each picture, key
+//! (`split`, `id`).
 //!
-//! A run asks [`FeatureStore::plan`] what is to be done, embeds what it must, and writes with [`append`](FeatureStore::append),
-//! [`apply`](FeatureStore::apply) and [`replace`](FeatureStore::replace); each call is one atomic commit, or none where there is
-//! nothing to do. So a run that is killed loses the open batch alone, and the next one asks the table, not a journal of
-//! its own, what is missing.
+//! A run asks [`FeatureStore::plan`] what is to be done, embeds what it must, and writes with
+//! [`append`](FeatureStore::append), [`apply`](FeatureStore::apply) and [`replace`](FeatureStore::replace);
+//! each call is one atomic commit, or none where there is nothing to do. So a run that is killed loses the
+//! open batch alone, and the next one asks the table, not a journal of its own, what is missing.
 //!
-//! What a newcomer would get wrong: *never read `*.parquet` by a glob*. Replaced files stay in the folder for seven days, for
-//! readers of older versions and of the change feed; only the log in `_delta_log` knows which ones count.
+//! What a newcomer would get wrong: *never read `*.parquet` by a glob*. Replaced files stay in the folder for
+//! seven days, for readers of older versions and of the change feed; only the log in `_delta_log` knows which
+//! ones count.
 //!
-//! Durability: Delta's local store writes a temporary file and renames it, without `fsync`. A killed process loses nothing that
-//! was committed. A power cut may lose the last seconds, as the operating system flushes files and their names on its own time;
-//! a file that came out too short is then reported by name ([`StoreError::Damaged`]).
+//! Durability: Delta's local store writes a temporary file and renames it, without `fsync`. A killed process
+//! loses nothing that was committed. A power cut may lose the last seconds, as the operating system flushes
+//! files and their names on its own time; a file that came out too short is then reported by name
+//! ([`StoreError::Damaged`]).
 //!
-//! There is one committer. A commit that finds another's in its way fails ([`StoreError::Conflict`]) instead of trying again:
-//! what was checked before it (no key is there twice) would no longer hold.
+//! There is one committer. A commit that finds another's in its way fails ([`StoreError::Conflict`]) instead
+//! of trying again: what was checked before it (no key is there twice) would no longer hold.
 
 mod error;
 mod failures;
@@ -21,6 +24,7 @@ mod plan;
 mod schema;
 
 use std::fs;
+use std::io::Write;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,6 +41,7 @@ use deltalake::delta_datafusion::create_session;
 use deltalake::kernel::StructField;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::CommitProperties;
+use deltalake::operations::vacuum::VacuumMode;
 use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError};
 use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -58,8 +63,8 @@ const PROVENANCE: &str = "imagedex.provenance";
 const DIMENSION: &str = "imagedex.dimension";
 const VERSION: &str = "imagedex.schema_version";
 
-/// [`FeatureStore::compact`] leaves a table of up to this many files alone. Opening and reading slow down by tenths of a
-/// millisecond with each file (5 ms at 15 files, 59 ms at 300); rewriting them all costs seconds.
+/// [`FeatureStore::compact`] leaves a table of up to this many files alone. Opening and reading slow down by
+/// tenths of a millisecond with each file (5 ms at 15 files, 59 ms at 300); rewriting them all costs seconds.
 const COMPACT_ABOVE: usize = 8;
 
 /// Size that compaction aims at: about 150,000 pictures with 512 numbers each.
@@ -68,19 +73,21 @@ const TARGET_BYTES: NonZeroU64 = NonZeroU64::new(256 << 20).expect("not zero");
 /// Pictures that [`FeatureStore::for_each_batch`] holds at a time: 128 MiB of vectors with 512 numbers each.
 const BAND_ROWS: usize = 65_536;
 
-/// What makes two vectors comparable. Stored in the table's metadata; a table takes vectors of one fingerprint only.
+/// What makes two vectors comparable. Stored in the table's metadata; a table takes vectors of one
+/// fingerprint only.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Provenance {
     /// A hash of the facts.
     pub fingerprint: String,
     /// Numbers in a vector.
     pub dim: usize,
-    /// A flat JSON object: model, preprocessing, pooling, precision, provider, …: what a mismatch is explained with.
+    /// A flat JSON object: model, preprocessing, pooling, precision, provider, …: what a mismatch is
+    /// explained with.
     pub facts: Value,
 }
 
-/// What is worth knowing about the run that commits, such as runtime, CPU and program version: JSON beside each commit in
-/// the table's history, under the key `imagedex`.
+/// What is worth knowing about the run that commits, such as runtime, CPU and program version: JSON beside
+/// each commit in the table's history, under the key `imagedex`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct CommitFacts(pub Value);
 
@@ -95,7 +102,8 @@ pub struct FeatureStore {
 impl FeatureStore {
     /// Opens the table in `dir`; `None` where there is none yet (no folder, or an empty one).
     ///
-    /// Errors: a folder with other files in it, a table of another program or of a newer version, an unreadable one.
+    /// Errors: a folder with other files in it, a table of another program or of a newer version, an
+    /// unreadable one.
     pub async fn open(dir: &Path) -> Result<Option<FeatureStore>, StoreError> {
         if !holds_table(dir)? {
             return Ok(None);
@@ -210,16 +218,19 @@ impl FeatureStore {
         }
     }
 
-    /// All rows, of one split or of both, ordered by (`split`, `id`): the same answer whatever the commits before.
+    /// All rows, of one split or of both, ordered by (`split`, `id`): the same answer whatever the commits
+    /// before.
     pub async fn read(&self, split: Option<Split>) -> Result<EmbeddingBatch, StoreError> {
         let rows = self.count(split).await?;
         self.read_rows(split.map(is_split), rows).await
     }
 
-    /// Hands all rows to `f`, ordered by (`split`, `id`), `batch_rows` at a time (the last of a split may be shorter).
+    /// Hands all rows to `f`, ordered by (`split`, `id`), `batch_rows` at a time (the last of a split may be
+    /// shorter).
     ///
-    /// Bounded memory: rows are read in bands of [`BAND_ROWS`], each found by the first and last id in it. As pictures are written in
-    /// the order of their ids, most files and row groups of other bands are skipped unread.
+    /// Bounded memory: rows are read in bands of [`BAND_ROWS`], each found by the first and last id in it. As
+    /// pictures are written in the order of their ids, most files and row groups of other bands are skipped
+    /// unread.
     pub async fn for_each_batch<E: From<StoreError>>(
         &self,
         split: Option<Split>,
@@ -262,9 +273,11 @@ impl FeatureStore {
         Ok(ids)
     }
 
-    /// Adds pictures whose keys are not in the table yet: one commit, rows in the order given; none for an empty batch.
+    /// Adds pictures whose keys are not in the table yet: one commit, rows in the order given; none for an
+    /// empty batch.
     ///
-    /// Errors: a vector of another length, a number that is not finite, a key that is there already or twice in the batch.
+    /// Errors: a vector of another length, a number that is not finite, a key that is there already or twice
+    /// in the batch.
     pub async fn append(&mut self, batch: &EmbeddingBatch, facts: &CommitFacts) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
@@ -277,6 +290,7 @@ impl FeatureStore {
                 place: "it is already in the table",
             });
         }
+        self.check_writable()?;
         let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
         self.table = self
             .table
@@ -290,9 +304,11 @@ impl FeatureStore {
         Ok(())
     }
 
-    /// Writes pictures over the rows with the same keys, and adds those that have none: one commit; none for an empty batch.
+    /// Writes pictures over the rows with the same keys, and adds those that have none: one commit; none for
+    /// an empty batch.
     ///
-    /// Each call rewrites every file that holds such a row, so hand over as many pictures at a time as memory allows.
+    /// Each call rewrites every file that holds such a row, so hand over as many pictures at a time as memory
+    /// allows.
     pub async fn replace(&mut self, batch: &EmbeddingBatch, facts: &CommitFacts) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
@@ -308,6 +324,7 @@ impl FeatureStore {
 
     /// Rows of `source` (the table's columns and `op`: `put` or `delete`) into the table: one commit.
     async fn merge(&mut self, source: DataFrame, facts: &CommitFacts) -> Result<(), StoreError> {
+        self.check_writable()?;
         let op = |name: &str| col("s.op").eq(lit(name));
         let key = col("t.split").eq(col("s.split")).and(col("t.id").eq(col("s.id")));
         let from_source = |name: &str| col(format!("s.{name}"));
@@ -348,12 +365,14 @@ impl FeatureStore {
         }
     }
 
-    /// Joins small files into large ones once there are more than [`COMPACT_ABOVE`], keeping the order of the rows, and removes files
-    /// that nothing has referred to for seven days. Returns whether anything was done; commits nothing otherwise.
+    /// Joins small files into large ones once there are more than [`COMPACT_ABOVE`], keeping the order of the
+    /// rows, and removes files that nothing has referred to for seven days. Returns whether anything was
+    /// done; commits nothing otherwise.
     pub async fn compact(&mut self, facts: &CommitFacts) -> Result<bool, StoreError> {
         let before = self.version();
         let delta = |error| StoreError::delta(&self.dir, error);
         if self.files()?.len() > COMPACT_ABOVE {
+            self.check_writable()?;
             let (table, _) = self
                 .table
                 .clone()
@@ -367,19 +386,30 @@ impl FeatureStore {
                 .map_err(delta)?;
             self.table = table;
         }
-        // Lite mode looks at the log alone; with nothing to remove it commits nothing.
-        let (table, _) = self
+        // Full mode also finds what a killed commit left behind, and old change data. It would take a
+        // person's own files for such, so it is for folders that hold none. With nothing to remove, neither
+        // mode commits anything.
+        let (_, stale) = self
             .table
             .clone()
             .vacuum()
-            .with_commit_properties(commit_properties(facts))
+            .with_mode(VacuumMode::Full)
+            .with_dry_run(true)
             .await
             .map_err(delta)?;
-        self.table = table;
+        let mode = if stale.files_deleted.iter().all(|file| is_ours(file)) {
+            VacuumMode::Full
+        } else {
+            VacuumMode::Lite
+        };
+        let vacuum =
+            self.table.clone().vacuum().with_mode(mode).with_commit_properties(commit_properties(facts));
+        (self.table, _) = vacuum.await.map_err(delta)?;
         Ok(self.version() != before)
     }
 
-    /// Checks every row: values where they must be, vectors of the table's length, keys unique, one fingerprint.
+    /// Checks every row: values where they must be, vectors of the table's length, keys unique, one
+    /// fingerprint.
     pub async fn verify(&self) -> Result<(), StoreError> {
         let context = self.context().await?;
         let nulls: Vec<String> =
@@ -490,6 +520,14 @@ impl FeatureStore {
         Ok(found.iter().find_map(first_key).and_then(|(split, id)| Some((parse_split(&split)?, id))))
     }
 
+    /// Delta's writers report a folder that cannot be written with a panic in a thread of theirs before they
+    /// give the error.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        let io = |error: std::io::Error| StoreError::io(&self.dir, &error);
+        let mut probe = tempfile::tempfile_in(&self.dir).map_err(io)?;
+        probe.write_all(&[0; 4096]).map_err(io)
+    }
+
     fn shown(&self) -> String {
         self.dir.display().to_string()
     }
@@ -503,7 +541,8 @@ impl FeatureStore {
         self.diagnose().unwrap_or_else(|| StoreError::datafusion(&self.dir, error))
     }
 
-    /// The first of the table's files that is missing, has another size than when it was written, or cannot be read.
+    /// The first of the table's files that is missing, has another size than when it was written, or cannot
+    /// be read.
     fn diagnose(&self) -> Option<StoreError> {
         for (file, size) in self.files_with_size().ok()? {
             let damaged =
@@ -538,6 +577,12 @@ impl FeatureStore {
 
 fn is_split(split: Split) -> Expr {
     col("split").eq(lit(split.name()))
+}
+
+/// Whether a path in the table's folder is one that Delta names.
+fn is_ours(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    name.ends_with(".parquet") && (name.starts_with("part-") || name.starts_with("cdc-"))
 }
 
 fn slice(rows: &EmbeddingBatch, start: usize, len: usize) -> EmbeddingBatch {
@@ -579,7 +624,8 @@ fn commit_properties(facts: &CommitFacts) -> CommitProperties {
     }
 }
 
-/// Delta's own session, on one partition: one file for each commit, its rows in an order that does not depend on the cores.
+/// Delta's own session, on one partition: one file for each commit, its rows in an order that does not depend
+/// on the cores.
 fn write_session() -> SessionState {
     let state = create_session().state();
     let config = state.config().clone().with_target_partitions(1);
@@ -588,7 +634,8 @@ fn write_session() -> SessionState {
 
 fn table_url(dir: &Path) -> Result<Url, StoreError> {
     let absolute = std::path::absolute(dir).map_err(|error| StoreError::io(dir, &error))?;
-    // Delta decodes the URL twice on some of its ways: `a%20b` would be made in one place and looked for in another.
+    // Delta decodes the URL twice on some of its ways: `a%20b` would be made in one place and looked for in
+    // another.
     if absolute.to_string_lossy().contains('%') {
         let reason = "its path holds a percent sign, which Delta tables cannot have".into();
         return Err(StoreError::NotATable { path: dir.display().to_string(), reason });
@@ -618,8 +665,11 @@ fn holds_table(dir: &Path) -> Result<bool, StoreError> {
             // A process killed while it made the table leaves the folder of the log behind, empty.
             let mut log =
                 fs::read_dir(entry.path()).map_err(|error| StoreError::io(&entry.path(), &error))?;
-            if log.any(|file| file.is_ok_and(|file| file.path().extension().is_some_and(|end| end == "json")))
-            {
+            if log.any(|file| {
+                file.is_ok_and(|file| {
+                    file.path().extension().is_some_and(|end| end == "json" || end == "parquet")
+                })
+            }) {
                 return Ok(true);
             }
         } else {

@@ -1,6 +1,7 @@
 //! What was seen against what is stored: which pictures are new, changed, moved, relabelled or gone.
 //!
-//! DataFusion joins the two, reading the table's short columns alone; vectors are touched only where they are copied.
+//! DataFusion joins the two, reading the table's short columns alone; vectors are touched only where they are
+//! copied.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -15,17 +16,20 @@ use datafusion::prelude::SessionContext;
 use super::{CommitFacts, FeatureStore, StoreError, now_us, parse_split};
 use crate::stages::scan::{ImageRef, Seen, Split};
 
-/// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the rest.
+/// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the
+/// rest.
 ///
-/// In this order because [`replace`](FeatureStore::replace) writes over vectors that others are to be copied from. A run that is cut
-/// off anywhere leaves a table from which the next plan goes on.
+/// In this order because [`replace`](FeatureStore::replace) writes over vectors that others are to be copied
+/// from. A run that is cut off anywhere leaves a table from which the next plan goes on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Keys that the table does not hold, with bytes that it does not hold either; in the order seen. For `append`.
+    /// Keys that the table does not hold, with bytes that it does not hold either; in the order seen. For
+    /// `append`.
     pub embed_new: Vec<Seen>,
     /// Keys whose bytes changed into ones that the table does not hold; in the order seen. For `replace`.
     pub embed_changed: Vec<Seen>,
-    /// Pictures whose vector the table already holds: renamed, copied, changed into a stored one, or only relabelled.
+    /// Pictures whose vector the table already holds: renamed, copied, changed into a stored one, or only
+    /// relabelled.
     pub reuse: Vec<Reuse>,
     /// Pictures that are as they were.
     pub unchanged: usize,
@@ -56,15 +60,16 @@ pub struct Reuse {
     pub image: ImageRef,
     /// Hex SHA-256 of the bytes, of picture and source alike.
     pub sha256: String,
-    /// Key of the row that holds the vector now. It may be the picture's own, and may be deleted in the same commit.
+    /// Key of the row that holds the vector now. It may be the picture's own, and may be deleted in the same
+    /// commit.
     pub source: (Split, String),
 }
 
 impl FeatureStore {
     /// Compares the pictures found and readable now with the table.
     ///
-    /// A stored picture that is not in `seen` counts as gone, so leave out only what is gone or can no longer be read.
-    /// Errors: two pictures with one key.
+    /// A stored picture that is not in `seen` counts as gone, so leave out only what is gone or can no longer
+    /// be read. Errors: two pictures with one key.
     pub async fn plan(&self, seen: &[Seen]) -> Result<Plan, StoreError> {
         let mut keys = HashSet::with_capacity(seen.len());
         for Seen { image, .. } in seen {
@@ -144,11 +149,13 @@ impl FeatureStore {
         Ok(sources)
     }
 
-    /// Copies vectors to their new keys and deletes what is gone, in one commit; none where there is nothing to do.
+    /// Copies vectors to their new keys and deletes what is gone, in one commit; none where there is nothing
+    /// to do.
     ///
-    /// Vectors are read from the version before the commit, so a source may be deleted or written over by it. Call it before
-    /// [`replace`](FeatureStore::replace), and once more for stored pictures whose new bytes turned out to be undecodable:
-    /// their old vectors are no longer true. Deleting a key that is not there is no error.
+    /// Vectors are read from the version before the commit, so a source may be deleted or written over by it.
+    /// Call it before [`replace`](FeatureStore::replace), and once more for stored pictures whose new bytes
+    /// turned out to be undecodable: their old vectors are no longer true. Deleting a key that is not there
+    /// is no error.
     ///
     /// Errors: a source row that is not there any more or holds other bytes.
     pub async fn apply(
@@ -176,7 +183,8 @@ impl FeatureStore {
     }
 }
 
-/// Every key whose row is not as it was seen. `row` counts the pictures seen and is null for a row that was not.
+/// Every key whose row is not as it was seen. `row` counts the pictures seen and is null for a row that was
+/// not.
 const DIFFERING: &str = "
     SELECT seen.row AS row, stored.split AS split, stored.id AS id,
            (stored.id IS NOT NULL) AND (stored.sha256 IS DISTINCT FROM seen.sha256) AS changed

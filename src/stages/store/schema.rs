@@ -1,9 +1,9 @@
 //! The columns of the feature table, and how rows travel between them and an [`EmbeddingBatch`].
 //!
-//! docs/parquet-schema.md is the contract for outside readers. Two things a newcomer would get wrong: every column is
-//! nullable for Delta (its MERGE writes all-null rows past a non-null column's check when the change feed is on), so
-//! the checks here are the only ones; and Parquet has no `u64` in Delta, so `dhash` is stored as the `i64` of the same
-//! 64 bits and is negative where the highest bit is set.
+//! docs/parquet-schema.md is the contract for outside readers. Two things a newcomer would get wrong: every
+//! column is nullable for Delta (its MERGE writes all-null rows past a non-null column's check when the
+//! change feed is on), so the checks here are the only ones; and Parquet has no `u64` in Delta, so `dhash` is
+//! stored as the `i64` of the same 64 bits and is negative where the highest bit is set.
 
 use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
@@ -45,11 +45,12 @@ pub const COLUMNS: [&str; 12] = [
     "indexed_at",
 ];
 
-/// The vector's column inside the Parquet file. Delta calls the child of a list `element`, where Arrow says `item`; with the
-/// wrong name the writer ignores the properties of the column without a word.
+/// The vector's column inside the Parquet file. Delta calls the child of a list `element`, where Arrow says
+/// `item`; with the wrong name the writer ignores the properties of the column without a word.
 pub const EMBEDDING_PATH: [&str; 3] = ["embedding", "list", "element"];
 
-/// Rows of a row group: what a reader decompresses at least, and what min and max of `id` can skip. 16,384 x 2 KiB = 32 MiB.
+/// Rows of a row group: what a reader decompresses at least, and what min and max of `id` can skip. 16,384 x
+/// 2 KiB = 32 MiB.
 pub const ROW_GROUP_ROWS: usize = 16_384;
 
 fn element() -> Arc<Field> {
@@ -80,8 +81,9 @@ pub fn arrow_schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
-/// How every Parquet file of ours is written: zstd throughout; the vector byte-stream-split, because the exponent bytes of its
-/// numbers look alike and its mantissa bytes do not, and without the dictionary and the statistics that are useless for it.
+/// How every Parquet file of ours is written: zstd throughout; the vector byte-stream-split, because the
+/// exponent bytes of its numbers look alike and its mantissa bytes do not, and without the dictionary and the
+/// statistics that are useless for it.
 ///
 /// Delta applies these to the one operation that they are handed to, so every operation gets them.
 pub fn writer_properties() -> WriterProperties {
@@ -96,7 +98,8 @@ pub fn writer_properties() -> WriterProperties {
         .build()
 }
 
-/// Checks what Delta does not: keys there and unique within the batch, vectors of the table's length and finite.
+/// Checks what Delta does not: keys there and unique within the batch, vectors of the table's length and
+/// finite.
 pub fn validate(batch: &EmbeddingBatch, dim: usize) -> Result<(), StoreError> {
     let mut keys = HashSet::with_capacity(batch.len());
     for (i, picture) in batch.pictures.iter().enumerate() {
@@ -155,7 +158,8 @@ pub fn to_record_batch(batch: &EmbeddingBatch, fingerprint: &str, indexed_at_us:
 
 /// Appends rows that were read from a table, whatever string and list types the reader chose.
 ///
-/// Errors name the column and the row's id: a null where a value must be, a vector of another length than `out.dim`.
+/// Errors name the column and the row's id: a null where a value must be, a vector of another length than
+/// `out.dim`.
 pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), String> {
     let column = |name: &str, kind: &DataType| -> Result<ArrayRef, String> {
         let column = rows.column_by_name(name).ok_or_else(|| format!("there is no column {name}"))?;
