@@ -15,6 +15,7 @@ pub mod pipeline;
 
 pub mod metric;
 pub mod models;
+pub mod stats;
 
 pub mod embedders;
 pub mod engines;

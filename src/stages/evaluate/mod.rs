@@ -1,0 +1,616 @@
+//! Queries × metrics → [`Evaluation`]: how good the answers of an engine are.
+//!
+//! Two recalls that must not be mixed are measured, each under its own name. *Label recall* ([`Measures`]) asks whether
+//! the nearest pictures have the query's label: that is about the features and the metric. *Engine recall*
+//! ([`EngineRecall`]) asks whether the engine returned the nearest pictures at all: 1 for an exact engine, and
+//! computed for it too, as a check.
+//!
+//! All results but [`Evaluation::timings`] are the same whatever the machine or the number of threads: queries go by
+//! id, and sums from first to last.
+
+mod measures;
+mod per_query;
+mod ranking;
+mod relevance;
+mod timing;
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::engines::{EngineError, Hit, Query, VectorIndex};
+use crate::metric::Metric;
+use crate::stages::embed::EmbeddingBatch;
+
+pub use measures::{AtK, Bounds, Measures, TieAtK};
+pub use per_query::{PerQuery, QueryState, write_per_query};
+pub use ranking::SameRanking;
+pub use timing::SearchTiming;
+
+use ranking::{Ranked, Truth};
+use relevance::{Gallery, Judgement};
+
+/// With fewer evaluated queries than this a difference between metrics says next to nothing: at 30, a share near one
+/// half still has a 95 % interval of ± 0.18 (Wilson).
+pub const FEW_QUERIES: usize = 30;
+/// Hits that are in memory at once, over all queries of a chunk: some 100 MB.
+const HITS_AT_ONCE: usize = 1_000_000;
+/// Queries on which an exact engine is checked against a scan of all rows.
+const CHECKED_QUERIES: usize = 200;
+
+/// Why nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    #[error("the gallery is empty: there is nothing to search in; check input.gallery")]
+    EmptyGallery,
+    #[error("there are no query pictures: set input.queries, or evaluate.modes = [\"leave_one_out\"]")]
+    NoQueries,
+    #[error("no {0} to evaluate: name at least one in evaluate.{0}")]
+    NothingAsked(&'static str),
+    #[error("evaluate.k holds 0: a cut-off is at least 1")]
+    ZeroK,
+    #[error(
+        "the queries' vectors have {queries} numbers, the gallery's {gallery}: extract both with one model"
+    )]
+    Dimensions { gallery: usize, queries: usize },
+    #[error("gallery picture {id} is there twice: ids must be unique")]
+    RepeatedId { id: String },
+    #[error("engine {engine} returned {id}, which is not in the gallery: load the gallery again")]
+    UnknownHit { engine: String, id: String },
+    #[error(
+        "engine {engine} has none of the metrics asked for ({metrics}): change evaluate.metrics or load.engine"
+    )]
+    NoSupportedMetric { engine: String, metrics: String },
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error("cannot write {path}: {reason}")]
+    Write { path: String, reason: String },
+}
+
+/// Which pictures are the queries.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum Mode {
+    /// Pictures kept apart from the gallery.
+    HeldOut,
+    /// Each gallery picture in turn, searched for among the others.
+    LeaveOneOut,
+}
+
+impl Mode {
+    /// The name used in pipeline files, reports and columns.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::HeldOut => "held_out",
+            Mode::LeaveOneOut => "leave_one_out",
+        }
+    }
+}
+
+/// Which vectors were compared. Cosine, dot product and L2 rank alike on vectors of length 1, and differ on raw ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Space {
+    /// As the feature table holds them.
+    #[default]
+    Stored,
+    /// With their raw lengths: each vector times its norm. Gallery, queries and index are made with [`Space::of`].
+    Raw,
+}
+
+impl Space {
+    /// The batch with its vectors in this space.
+    pub fn of(self, batch: &EmbeddingBatch) -> EmbeddingBatch {
+        let mut batch = batch.clone();
+        if self == Space::Raw && batch.dim > 0 {
+            for (vector, norm) in batch.vectors.chunks_exact_mut(batch.dim).zip(&batch.norms) {
+                vector.iter_mut().for_each(|x| *x *= norm);
+            }
+        }
+        batch
+    }
+}
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EvaluateOptions {
+    pub metrics: Vec<Metric>,
+    /// Cut-offs; sorted and made unique.
+    pub ks: Vec<usize>,
+    pub modes: Vec<Mode>,
+    /// The space that gallery, queries and index are in; recorded, not converted.
+    pub space: Space,
+    /// Hits asked for each query. Without it, of an exact engine the whole gallery, so that MAP is that of the full
+    /// ranking; of another what the cut-offs need, since asking for more would make its answers better than users get.
+    pub depth: Option<usize>,
+    /// Whether searches are timed as well.
+    pub timing: bool,
+}
+
+impl Default for EvaluateOptions {
+    fn default() -> EvaluateOptions {
+        EvaluateOptions {
+            metrics: Metric::ALL.to_vec(),
+            ks: vec![1, 5, 10],
+            modes: vec![Mode::HeldOut],
+            space: Space::Stored,
+            depth: None,
+            timing: true,
+        }
+    }
+}
+
+/// All that was measured of one engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub engine: String,
+    /// Whether the engine promises the true nearest pictures.
+    pub exact: bool,
+    pub space: Space,
+    /// Cut-offs, ascending.
+    pub ks: Vec<usize>,
+    pub gallery: GalleryFacts,
+    /// Metrics asked for that the engine does not have.
+    pub unsupported: Vec<Metric>,
+    pub modes: Vec<ModeEvaluation>,
+    /// How long searches took: the one part that differs between runs, so a report keeps it elsewhere.
+    #[serde(skip)]
+    pub timings: Vec<SearchTiming>,
+    /// One row for each mode, metric and query.
+    #[serde(skip)]
+    pub per_query: Vec<PerQuery>,
+}
+
+/// What was searched in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GalleryFacts {
+    pub pictures: usize,
+    pub labelled: usize,
+    pub classes: usize,
+    /// Numbers in a vector.
+    pub dim: usize,
+}
+
+/// The results of one mode.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModeEvaluation {
+    pub mode: Mode,
+    pub queries: QueryCounts,
+    /// The queries without a relevant picture.
+    pub unanswerable: Vec<UnanswerableQuery>,
+    pub metrics: Vec<MetricEvaluation>,
+    /// Groups of metrics that ranked alike for every query.
+    pub same_ranking: Vec<SameRanking>,
+}
+
+impl ModeEvaluation {
+    /// Whether there are too few queries to tell metrics apart.
+    pub fn is_too_small(&self) -> bool {
+        self.queries.evaluated < FEW_QUERIES
+    }
+}
+
+/// Where the queries went: `total = evaluated + unanswerable + unlabelled`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryCounts {
+    pub total: usize,
+    /// In the means.
+    pub evaluated: usize,
+    /// Labelled, but no gallery picture has that label.
+    pub unanswerable: usize,
+    /// Without a label.
+    pub unlabelled: usize,
+    /// Queries whose bytes are in the gallery too (in leave-one-out, under another id).
+    pub with_copies: usize,
+    /// Those gallery pictures, taken out of rankings and relevant sets; a picture counts for each such query.
+    pub copies_removed: usize,
+}
+
+/// A query that the gallery has no right answer to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnanswerableQuery {
+    pub id: String,
+    pub label: String,
+}
+
+/// The results of one metric.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricEvaluation {
+    pub metric: Metric,
+    /// Hits asked for each query: what a ranking holds at most.
+    pub depth: usize,
+    /// Hits that repeated an id, and were dropped. An engine should return none.
+    pub repeated_hits: usize,
+    /// Mean over the evaluated queries; nothing where there are none.
+    pub micro: Option<Measures>,
+    /// Mean over the classes of their means.
+    #[serde(rename = "macro")]
+    pub macro_: Option<Measures>,
+    /// Mean over evaluated and unanswerable queries, all measures of the latter 0.
+    pub micro_with_unanswerable: Option<Measures>,
+    /// Classes with evaluated queries, by name.
+    pub classes: Vec<ClassMeasures>,
+    /// What ties do, one entry for each cut-off.
+    pub ties: Vec<Ties>,
+    /// One entry for each cut-off.
+    pub engine_recall: Vec<EngineRecall>,
+}
+
+/// The measures of the queries of one class.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClassMeasures {
+    pub label: String,
+    /// Evaluated queries.
+    pub queries: usize,
+    /// Gallery pictures of the class.
+    pub gallery: usize,
+    pub measures: Measures,
+}
+
+/// What hits with equal scores do to the first k.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ties {
+    pub k: usize,
+    /// Evaluated queries with a tie across rank k.
+    pub queries: usize,
+    /// Means over all evaluated queries, over the orders of their ties within the hits asked for.
+    pub hit: Bounds,
+    pub precision: Bounds,
+}
+
+/// How many of the truly nearest k pictures an engine returned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineRecall {
+    pub k: usize,
+    /// Queries this was measured on: all of an approximate engine, evenly spaced ones of an exact engine.
+    pub queries: usize,
+    /// Mean over the queries: distinct pictures among the first k hits that are as near as the k-th nearest, / k.
+    pub mean: f64,
+    /// The least of any query.
+    pub worst: f64,
+}
+
+/// Measures how well `index`, which holds `gallery`, answers `queries`.
+///
+/// Leave-one-out takes its queries from the gallery; `queries` may be empty then.
+pub fn evaluate(
+    index: &dyn VectorIndex,
+    gallery: &EmbeddingBatch,
+    queries: &EmbeddingBatch,
+    options: &EvaluateOptions,
+) -> Result<Evaluation, EvaluateError> {
+    let ks = cut_offs(options)?;
+    check_pictures(gallery, queries, options)?;
+    let (metrics, unsupported): (Vec<Metric>, Vec<Metric>) =
+        options.metrics.iter().copied().partition(|metric| index.supports(*metric));
+    if metrics.is_empty() {
+        let asked: Vec<&str> = options.metrics.iter().map(|metric| metric.name()).collect();
+        return Err(EvaluateError::NoSupportedMetric {
+            engine: index.name().to_owned(),
+            metrics: asked.join(", "),
+        });
+    }
+    let gallery = Gallery::new(gallery)?;
+    let truth = Truth::new(&gallery);
+    let mut evaluation = Evaluation {
+        engine: index.name().to_owned(),
+        exact: index.is_exact(),
+        space: options.space,
+        gallery: GalleryFacts {
+            pictures: gallery.batch.len(),
+            labelled: gallery.labelled(),
+            classes: gallery.classes.len(),
+            dim: gallery.batch.dim,
+        },
+        ks,
+        unsupported,
+        modes: Vec::new(),
+        timings: Vec::new(),
+        per_query: Vec::new(),
+    };
+    for &mode in &options.modes {
+        let judgements = Judgement::all(mode, &gallery, queries);
+        let run = Run {
+            index,
+            gallery: &gallery,
+            truth: &truth,
+            judgements: &judgements,
+            mode,
+            ks: &evaluation.ks,
+            depth: options.depth,
+        };
+        let (results, per_query) = run.all(&metrics)?;
+        evaluation.modes.push(results);
+        evaluation.per_query.extend(per_query);
+        if options.timing && evaluation.timings.is_empty() {
+            let vectors: Vec<&[f32]> = judgements.iter().map(|judgement| judgement.vector).collect();
+            evaluation.timings = timing::time(index, &vectors, &metrics, run.most_k())?;
+        }
+    }
+    Ok(evaluation)
+}
+
+fn cut_offs(options: &EvaluateOptions) -> Result<Vec<usize>, EvaluateError> {
+    let mut ks = options.ks.clone();
+    ks.sort_unstable();
+    ks.dedup();
+    match ks.first() {
+        None => Err(EvaluateError::NothingAsked("k")),
+        Some(0) => Err(EvaluateError::ZeroK),
+        Some(_) => Ok(ks),
+    }
+}
+
+fn check_pictures(
+    gallery: &EmbeddingBatch,
+    queries: &EmbeddingBatch,
+    options: &EvaluateOptions,
+) -> Result<(), EvaluateError> {
+    if options.metrics.is_empty() {
+        return Err(EvaluateError::NothingAsked("metrics"));
+    }
+    if options.modes.is_empty() {
+        return Err(EvaluateError::NothingAsked("modes"));
+    }
+    if gallery.is_empty() {
+        return Err(EvaluateError::EmptyGallery);
+    }
+    if options.modes.contains(&Mode::HeldOut) {
+        if queries.is_empty() {
+            return Err(EvaluateError::NoQueries);
+        }
+        if queries.dim != gallery.dim {
+            return Err(EvaluateError::Dimensions { gallery: gallery.dim, queries: queries.dim });
+        }
+    }
+    Ok(())
+}
+
+/// One mode of one evaluation.
+struct Run<'a> {
+    index: &'a dyn VectorIndex,
+    gallery: &'a Gallery<'a>,
+    truth: &'a Truth<'a>,
+    judgements: &'a [Judgement<'a>],
+    mode: Mode,
+    ks: &'a [usize],
+    depth: Option<usize>,
+}
+
+/// What one search came to.
+struct Outcome {
+    /// Nothing for queries without a relevant picture or without a label.
+    measures: Option<Measures>,
+    ties: Vec<TieAtK>,
+    first_relevant_rank: Option<usize>,
+    /// The first hits, some more than the greatest cut-off.
+    top: Ranked,
+    repeated: usize,
+}
+
+impl Run<'_> {
+    fn all(&self, metrics: &[Metric]) -> Result<(ModeEvaluation, Vec<PerQuery>), EvaluateError> {
+        let mut results = Vec::new();
+        let mut rows = Vec::new();
+        let mut rankings = Vec::new();
+        for &metric in metrics {
+            let outcomes = self.outcomes(metric)?;
+            rows.extend(
+                self.judgements
+                    .iter()
+                    .zip(&outcomes)
+                    .map(|(judgement, outcome)| self.row(metric, judgement, outcome)),
+            );
+            results.push(self.summary(metric, &outcomes)?);
+            rankings.push((metric, outcomes.into_iter().map(|outcome| outcome.top).collect()));
+        }
+        let counted =
+            |is: QueryState| self.judgements.iter().filter(|judgement| state(judgement) == is).count();
+        let queries = QueryCounts {
+            total: self.judgements.len(),
+            evaluated: counted(QueryState::Evaluated),
+            unanswerable: counted(QueryState::Unanswerable),
+            unlabelled: counted(QueryState::Unlabelled),
+            with_copies: self.judgements.iter().filter(|judgement| judgement.copies > 0).count(),
+            copies_removed: self.judgements.iter().map(|judgement| judgement.copies).sum(),
+        };
+        let unanswerable =
+            self.judgements.iter().filter(|judgement| state(judgement) == QueryState::Unanswerable);
+        let unanswerable = unanswerable.map(|judgement| UnanswerableQuery {
+            id: judgement.id.to_owned(),
+            label: judgement.label.unwrap_or_default().to_owned(),
+        });
+        let results = ModeEvaluation {
+            mode: self.mode,
+            queries,
+            unanswerable: unanswerable.collect(),
+            metrics: results,
+            same_ranking: ranking::same(&rankings, self.most_k()),
+        };
+        Ok((results, rows))
+    }
+
+    /// The greatest cut-off.
+    fn most_k(&self) -> usize {
+        self.ks.last().copied().unwrap_or(1)
+    }
+
+    fn depth(&self) -> usize {
+        let pictures = self.gallery.batch.len();
+        let most_excluded =
+            self.judgements.iter().map(|judgement| judgement.excluded.len()).max().unwrap_or(0);
+        // One more than the cut-off shows whether a tie crosses it.
+        let needed = self.most_k() + most_excluded + 1;
+        self.depth.unwrap_or(if self.index.is_exact() { pictures } else { needed }).clamp(1, pictures)
+    }
+
+    /// Searches for every query, and judges what came back.
+    fn outcomes(&self, metric: Metric) -> Result<Vec<Outcome>, EvaluateError> {
+        let k = self.depth();
+        let at_once = (HITS_AT_ONCE / k).clamp(1, 1024);
+        let mut outcomes = Vec::with_capacity(self.judgements.len());
+        for chunk in self.judgements.chunks(at_once) {
+            let queries: Vec<Query> =
+                chunk.iter().map(|judgement| Query { vector: judgement.vector, k, metric }).collect();
+            let found = self.index.search_many(&queries)?;
+            let name = self.index.name().to_owned();
+            let judged: Result<Vec<Outcome>, EvaluateError> = chunk
+                .par_iter()
+                .zip(found)
+                .map(|(judgement, hits)| judge(self.gallery, judgement, &hits, self.ks, &name))
+                .collect();
+            outcomes.extend(judged?);
+        }
+        Ok(outcomes)
+    }
+
+    fn summary(&self, metric: Metric, outcomes: &[Outcome]) -> Result<MetricEvaluation, EvaluateError> {
+        let micro = Measures::mean(outcomes.iter().filter_map(|outcome| outcome.measures.as_ref()));
+        let evaluated = outcomes.iter().filter(|outcome| outcome.measures.is_some()).count();
+        let unanswerable =
+            self.judgements.iter().filter(|judgement| state(judgement) == QueryState::Unanswerable).count();
+        let share = evaluated as f64 / (evaluated + unanswerable).max(1) as f64;
+        let classes = self.classes(outcomes);
+        Ok(MetricEvaluation {
+            metric,
+            depth: self.depth(),
+            repeated_hits: outcomes.iter().map(|outcome| outcome.repeated).sum(),
+            macro_: Measures::mean(classes.iter().map(|class| &class.measures)),
+            micro_with_unanswerable: micro.as_ref().map(|micro| micro.scaled(share)),
+            micro,
+            classes,
+            ties: self.ties(outcomes),
+            engine_recall: self.engine_recall(metric)?,
+        })
+    }
+
+    fn classes(&self, outcomes: &[Outcome]) -> Vec<ClassMeasures> {
+        let mut of_class: Vec<Vec<&Measures>> = vec![Vec::new(); self.gallery.classes.len()];
+        for (judgement, outcome) in self.judgements.iter().zip(outcomes) {
+            if let (Some(class), Some(measures)) = (judgement.class, &outcome.measures) {
+                of_class[class as usize].push(measures);
+            }
+        }
+        let classes = of_class.into_iter().enumerate().filter_map(|(class, measures)| {
+            Some(ClassMeasures {
+                label: self.gallery.classes[class].to_owned(),
+                queries: measures.len(),
+                gallery: self.gallery.class_sizes[class],
+                measures: Measures::mean(measures)?,
+            })
+        });
+        classes.collect()
+    }
+
+    fn ties(&self, outcomes: &[Outcome]) -> Vec<Ties> {
+        let judged: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.measures.is_some()).collect();
+        let mean = |of: &dyn Fn(&Outcome) -> f64| {
+            judged.iter().map(|outcome| of(outcome)).sum::<f64>() / judged.len().max(1) as f64
+        };
+        let bounds = |of: &dyn Fn(&Outcome) -> Bounds| Bounds {
+            worst: mean(&|outcome| of(outcome).worst),
+            expected: mean(&|outcome| of(outcome).expected),
+            best: mean(&|outcome| of(outcome).best),
+        };
+        let at = self.ks.iter().enumerate().map(|(i, &k)| Ties {
+            k,
+            queries: judged.iter().filter(|outcome| outcome.ties[i].crosses).count(),
+            hit: bounds(&|outcome| outcome.ties[i].hit),
+            precision: bounds(&|outcome| outcome.ties[i].precision),
+        });
+        at.collect()
+    }
+
+    /// Asks for no more hits than the greatest cut-off, as a user would: an approximate engine finds more of the first
+    /// ten when it is asked for a thousand.
+    fn engine_recall(&self, metric: Metric) -> Result<Vec<EngineRecall>, EvaluateError> {
+        let vectors: Vec<&[f32]> = self.judgements.iter().map(|judgement| judgement.vector).collect();
+        let most = if self.index.is_exact() { CHECKED_QUERIES } else { usize::MAX };
+        let asked = timing::evenly_spaced(&vectors, most);
+        let mut recalls: Vec<Vec<f64>> = vec![Vec::new(); self.ks.len()];
+        for chunk in asked.chunks(1024) {
+            let k = self.most_k();
+            let queries: Vec<Query> = chunk.iter().map(|vector| Query { vector, k, metric }).collect();
+            let found = self.index.search_many(&queries)?;
+            let of_chunk: Vec<Vec<f64>> = queries
+                .par_iter()
+                .zip(found)
+                .map(|(query, hits)| self.truth.recall(query, &hits, self.ks))
+                .collect();
+            for of_query in of_chunk {
+                recalls.iter_mut().zip(of_query).for_each(|(recalls, recall)| recalls.push(recall));
+            }
+        }
+        let at = self.ks.iter().zip(recalls).map(|(&k, recalls)| EngineRecall {
+            k,
+            queries: recalls.len(),
+            mean: recalls.iter().sum::<f64>() / recalls.len().max(1) as f64,
+            worst: recalls.iter().copied().fold(1.0, f64::min),
+        });
+        Ok(at.collect())
+    }
+
+    fn row(&self, metric: Metric, judgement: &Judgement, outcome: &Outcome) -> PerQuery {
+        let id = |row: u32| self.gallery.batch.pictures[row as usize].id.clone();
+        let top = outcome.top.iter().take(self.most_k());
+        PerQuery {
+            mode: self.mode,
+            engine: self.index.name().to_owned(),
+            metric,
+            query: judgement.id.to_owned(),
+            label: judgement.label.map(str::to_owned),
+            state: state(judgement),
+            relevant: judgement.relevant,
+            excluded: judgement.excluded.len(),
+            first_relevant_rank: outcome.first_relevant_rank,
+            measures: outcome.measures.clone(),
+            top: top.map(|&(row, score)| Hit { id: id(row), score }).collect(),
+        }
+    }
+}
+
+fn state(judgement: &Judgement) -> QueryState {
+    match judgement.label {
+        None => QueryState::Unlabelled,
+        Some(_) if judgement.relevant == 0 => QueryState::Unanswerable,
+        Some(_) => QueryState::Evaluated,
+    }
+}
+
+/// Takes excluded and repeated hits out of a ranking, and measures the rest.
+fn judge(
+    gallery: &Gallery,
+    judgement: &Judgement,
+    hits: &[Hit],
+    ks: &[usize],
+    engine: &str,
+) -> Result<Outcome, EvaluateError> {
+    let mut seen = vec![false; gallery.batch.len()];
+    let mut repeated = 0;
+    let mut ranked: Ranked = Vec::with_capacity(hits.len());
+    for hit in hits {
+        let unknown = || EvaluateError::UnknownHit { engine: engine.to_owned(), id: hit.id.clone() };
+        let row = gallery.row(&hit.id).ok_or_else(unknown)?;
+        if std::mem::replace(&mut seen[row as usize], true) {
+            repeated += 1;
+        } else if !judgement.excluded.contains(&row) {
+            ranked.push((row, hit.score));
+        }
+    }
+    let is_relevant = |row: u32| judgement.class.is_some_and(|class| gallery.is_of(row, class));
+    let relevant: Vec<bool> = ranked.iter().map(|(row, _)| is_relevant(*row)).collect();
+    let scores: Vec<f32> = ranked.iter().map(|(_, score)| *score).collect();
+    let has_measures = state(judgement) == QueryState::Evaluated;
+    let most_k = ks.last().copied().unwrap_or(1);
+    let ties = ks.iter().map(|&k| TieAtK::of(&relevant, &scores, k)).collect();
+    ranked.truncate(most_k + ranking::MARGIN);
+    Ok(Outcome {
+        measures: has_measures.then(|| Measures::of(&relevant, judgement.relevant, ks)),
+        ties,
+        first_relevant_rank: relevant.iter().position(|is_relevant| *is_relevant).map(|i| i + 1),
+        top: ranked,
+        repeated,
+    })
+}

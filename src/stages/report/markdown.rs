@@ -1,0 +1,346 @@
+//! The report as Markdown, fit for a comment on a pull request.
+//!
+//! Labels and file names come from outside: everything that is not ours goes through [`escape`], or a label such as
+//! `a|b`, `@team` or `<img …>` would break tables, notify people or load pictures.
+
+use std::io::{self, Write};
+
+use super::table::{Table, decimal};
+use super::{Exporter, RunReport};
+use crate::stages::evaluate::{Evaluation, FEW_QUERIES, MetricEvaluation, Mode, ModeEvaluation};
+
+/// Classes shown in the table of the worst.
+const WORST_CLASSES: usize = 5;
+/// Unanswerable queries listed by name; `summary.json` has all.
+const LISTED: usize = 10;
+/// Classes with fewer queries are marked: one query more or less moves their figures a lot.
+const FEW_IN_CLASS: usize = 5;
+
+/// The report as Markdown.
+#[derive(Debug, Clone, Copy)]
+pub struct Markdown;
+
+impl Exporter for Markdown {
+    fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "# imagedex: {}\n", escape(&report.name))?;
+        for evaluation in &report.evaluations {
+            for mode in &evaluation.modes {
+                write_mode(evaluation, mode, out)?;
+            }
+        }
+        write_search_times(report, out)?;
+        write_run(report, out)
+    }
+}
+
+fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {
+    let what = match mode.mode {
+        Mode::HeldOut => "held-out queries",
+        Mode::LeaveOneOut => "leave-one-out",
+    };
+    let facts = &evaluation.gallery;
+    writeln!(out, "## {}: {what}\n", escape(&evaluation.engine))?;
+    writeln!(out, "**{}**\n", verdict(mode))?;
+    let kind = if evaluation.exact { "exact" } else { "approximate" };
+    writeln!(
+        out,
+        "{} queries in a gallery of {} pictures, {} labelled, {} classes; {} numbers a vector, {kind} search.\n",
+        mode.queries.total, facts.pictures, facts.labelled, facts.classes, facts.dim
+    )?;
+    let n = mode.queries.evaluated;
+    let micro = Table::of_metrics(&mode.metrics, &evaluation.ks, n, |metric| metric.micro.as_ref());
+    if !micro.rows.is_empty() {
+        writeln!(out, "Mean over queries (n = {n}):\n\n{}", micro.markdown())?;
+    }
+    let classes = mode.metrics.first().map_or(0, |metric| metric.classes.len());
+    if classes > 1 {
+        let by_class =
+            Table::of_metrics(&mode.metrics, &evaluation.ks, classes, |metric| metric.macro_.as_ref());
+        writeln!(out, "Mean over classes (n = {classes}):\n\n{}", by_class.markdown())?;
+    }
+    for note in notes(evaluation, mode) {
+        writeln!(out, "- {note}")?;
+    }
+    writeln!(out)?;
+    write_worst_classes(mode, out)
+}
+
+/// What the figures allow to say, and no more: no interval was computed and no test was made.
+pub fn verdict(mode: &ModeEvaluation) -> String {
+    let n = mode.queries.evaluated;
+    let Some((best, map)) = best(mode) else {
+        return "No query could be evaluated: none has both a label and a picture of that label in the gallery.".to_owned();
+    };
+    if mode.is_too_small() {
+        return format!("Too few queries for a verdict: n = {n}, at least {FEW_QUERIES} are needed.");
+    }
+    let group = mode.same_ranking.iter().find(|group| group.metrics.contains(&best.metric));
+    let metrics = group.map_or(vec![best.metric], |group| group.metrics.clone());
+    let names: Vec<&str> = metrics.iter().map(|metric| metric.name()).collect();
+    let others = mode.metrics.iter().filter(|metric| !metrics.contains(&metric.metric));
+    let next = others.filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater);
+    let head = match names.as_slice() {
+        [one] => format!("{one} has the highest MAP, {}", decimal(map)),
+        several => format!("{} rank alike, with a MAP of {}", several.join(", "), decimal(map)),
+    };
+    match next {
+        None => format!("{head} (n = {n})."),
+        Some((next, next_map)) if names.len() == 1 => {
+            let next = next.metric;
+            format!("{head}; next is {next} with {} (n = {n}; significance not tested).", decimal(next_map))
+        }
+        Some((next, next_map)) => {
+            let side = if next_map > map { "behind" } else { "ahead of or level with" };
+            format!(
+                "{head}, {side} {} with {} (n = {n}; significance not tested).",
+                next.metric,
+                decimal(next_map)
+            )
+        }
+    }
+}
+
+/// The metric with the greatest MAP, the first of equals.
+fn best(mode: &ModeEvaluation) -> Option<(&MetricEvaluation, f64)> {
+    mode.metrics.iter().filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater)
+}
+
+fn greater<T>(a: (T, f64), b: (T, f64)) -> (T, f64) {
+    if b.1 > a.1 { b } else { a }
+}
+
+fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<String> {
+    let mut notes = Vec::new();
+    let queries = &mode.queries;
+    for group in &mode.same_ranking {
+        let names: Vec<&str> = group.metrics.iter().map(|metric| metric.name()).collect();
+        notes.push(format!(
+            "Same ranking: {} put the same pictures in the same order for all {} queries (first {} hits, near-ties \
+             aside); differences between them are rounding.",
+            names.join(", "),
+            group.queries,
+            group.depth
+        ));
+    }
+    if let Some((_, last)) =
+        best(mode).and_then(|(metric, _)| metric.micro.as_ref()?.at.split_last().map(|(l, _)| (metric, l)))
+        && last.recall_ceiling < 1.0
+    {
+        notes.push(format!(
+            "R@{} cannot exceed {}: classes hold more pictures than {} hits can show.",
+            last.k,
+            decimal(last.recall_ceiling),
+            last.k
+        ));
+    }
+    if queries.unanswerable > 0 {
+        notes.push(unanswerable(mode));
+    }
+    if queries.unlabelled > 0 {
+        notes.push(format!("{} queries have no label and are left out of the means.", queries.unlabelled));
+    }
+    if queries.with_copies > 0 {
+        notes.push(format!(
+            "{} queries have copies of their bytes in the gallery; {} such hits were taken out of rankings and relevant \
+             sets.",
+            queries.with_copies, queries.copies_removed
+        ));
+    }
+    notes.extend(mode.metrics.iter().filter_map(ties));
+    notes.extend(mode.metrics.iter().filter_map(|metric| engine_recall(evaluation, metric)));
+    for metric in mode.metrics.iter().filter(|metric| metric.depth < evaluation.gallery.pictures) {
+        notes.push(format!("{}: MAP and MRR are over the first {} hits.", metric.metric, metric.depth));
+    }
+    for metric in mode.metrics.iter().filter(|metric| metric.repeated_hits > 0) {
+        notes.push(format!(
+            "{}: the engine repeated {} hits; they were dropped.",
+            metric.metric, metric.repeated_hits
+        ));
+    }
+    if !evaluation.unsupported.is_empty() {
+        let names: Vec<&str> = evaluation.unsupported.iter().map(|metric| metric.name()).collect();
+        notes.push(format!("Not measured, since the engine does not have them: {}.", names.join(", ")));
+    }
+    notes
+}
+
+fn unanswerable(mode: &ModeEvaluation) -> String {
+    let listed = mode.unanswerable.iter().take(LISTED);
+    let listed: Vec<String> =
+        listed.map(|query| format!("{} ({})", escape(&query.id), escape(&query.label))).collect();
+    let more = mode.unanswerable.len().saturating_sub(LISTED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let both = mode.metrics.iter().filter_map(|metric| {
+        let with = decimal(metric.micro_with_unanswerable.as_ref()?.ap);
+        Some(format!("{} {} ({with})", metric.metric, decimal(metric.micro.as_ref()?.ap)))
+    });
+    let both: Vec<String> = both.collect();
+    let both = if both.is_empty() {
+        String::new()
+    } else {
+        format!(" MAP without (with them as 0): {}.", both.join(", "))
+    };
+    format!(
+        "{} queries have no relevant picture in the gallery and are left out of the means: {}{more}.{both}",
+        mode.queries.unanswerable,
+        listed.join(", ")
+    )
+}
+
+fn ties(metric: &MetricEvaluation) -> Option<String> {
+    let at: Vec<String> = metric
+        .ties
+        .iter()
+        .filter(|ties| ties.queries > 0)
+        .map(|ties| {
+            let of = &ties.precision;
+            format!(
+                "k = {}: {} queries, P@{} from {} to {}, expected {}",
+                ties.k,
+                ties.queries,
+                ties.k,
+                decimal(of.worst),
+                decimal(of.best),
+                decimal(of.expected)
+            )
+        })
+        .collect();
+    (!at.is_empty()).then(|| format!("{}: ties across rank k ({}).", metric.metric, at.join("; ")))
+}
+
+/// Said of approximate engines always, of exact ones where it is not 1.
+fn engine_recall(evaluation: &Evaluation, metric: &MetricEvaluation) -> Option<String> {
+    let at: Vec<String> = metric
+        .engine_recall
+        .iter()
+        .filter(|recall| !evaluation.exact || recall.mean < 1.0)
+        .map(|recall| {
+            format!("{} at {} (worst query {})", decimal(recall.mean), recall.k, decimal(recall.worst))
+        })
+        .collect();
+    if at.is_empty() {
+        return None;
+    }
+    let warning =
+        if evaluation.exact { " **An exact engine must reach 1: its answers are wrong.**" } else { "" };
+    Some(format!("{}: engine recall against exact search {}.{warning}", metric.metric, at.join(", ")))
+}
+
+fn write_worst_classes(mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {
+    let Some((metric, _)) = best(mode).filter(|(metric, _)| metric.classes.len() > 1) else {
+        return Ok(());
+    };
+    let mut classes: Vec<_> = metric.classes.iter().collect();
+    classes.sort_by(|a, b| a.measures.ap.total_cmp(&b.measures.ap).then_with(|| a.label.cmp(&b.label)));
+    let mut table = Table::new(&["class", "MAP", "MRR", "R-prec", "queries", "gallery"]);
+    for class in classes.into_iter().take(WORST_CLASSES) {
+        let few = if class.queries < FEW_IN_CLASS { " (few)" } else { "" };
+        table.rows.push(vec![
+            escape(&class.label),
+            decimal(class.measures.ap),
+            decimal(class.measures.rr),
+            decimal(class.measures.r_precision),
+            format!("{}{few}", class.queries),
+            class.gallery.to_string(),
+        ]);
+    }
+    writeln!(out, "Worst classes by MAP ({}):\n\n{}", metric.metric, table.markdown())
+}
+
+fn write_search_times(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+    let Some(first) = report.measured.search.first() else {
+        return Ok(());
+    };
+    let header = ["engine, metric", "p50 ms", "p95 ms", "p99 ms", "queries/s", "queries/s, batched"];
+    let mut table = Table::new(&header);
+    for timing in &report.measured.search {
+        let [p50, p95, p99] = [timing.p50_ms, timing.p95_ms, timing.p99_ms].map(|ms| format!("{ms:.2}"));
+        table.rows.push(vec![
+            format!("{}, {}", escape(&timing.engine), timing.metric),
+            p50,
+            p95,
+            p99,
+            format!("{:.0}", timing.queries_per_second),
+            format!("{:.0}", timing.queries_per_second_batched),
+        ]);
+    }
+    writeln!(
+        out,
+        "## Search times\n\nFirst {} hits, {} queries timed:\n\n{}",
+        first.k,
+        first.queries,
+        table.markdown()
+    )
+}
+
+fn write_run(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+    if report.books.is_none() && report.failures.is_empty() && report.measured.stages.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "## Run\n")?;
+    if let Some(books) = &report.books {
+        books.to_string().lines().try_for_each(|line| writeln!(out, "- {line}"))?;
+        if let Err(difference) = books.check() {
+            writeln!(out, "- **{difference}**")?;
+        }
+    }
+    if !report.failures.is_empty() {
+        let kinds: Vec<String> =
+            report.failures.iter().map(|(kind, count)| format!("{} {count}", escape(kind))).collect();
+        writeln!(out, "- failures by kind: {}", kinds.join(", "))?;
+    }
+    writeln!(out)?;
+    if !report.measured.stages.is_empty() {
+        let mut table = Table::new(&["stage", "in", "out", "MB", "seconds", "items/s"]);
+        for stage in &report.measured.stages {
+            table.rows.push(vec![
+                escape(&stage.stage),
+                stage.items_in.to_string(),
+                stage.items_out.to_string(),
+                format!("{:.1}", stage.bytes as f64 / 1e6),
+                format!("{:.1}", stage.seconds),
+                format!("{:.1}", stage.items_per_second()),
+            ]);
+        }
+        writeln!(out, "{}", table.markdown())?;
+    }
+    Ok(())
+}
+
+/// Text from outside as Markdown that shows exactly that text, within one line and one cell.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped += "&amp;",
+            '<' => escaped += "&lt;",
+            '>' => escaped += "&gt;",
+            // A mention, a reference to an issue, the end of a cell: no backslash stops these everywhere.
+            '@' => escaped += "&#64;",
+            '#' => escaped += "&#35;",
+            '|' => escaped += "&#124;",
+            '\\' | '`' | '*' | '_' | '[' | ']' | '(' | ')' | '!' | '~' | '$' => {
+                escaped.push('\\');
+                escaped.push(c);
+            }
+            '\n' | '\r' => escaped.push('↵'),
+            c if c.is_control() => escaped.push('\u{fffd}'),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_from_outside_cannot_act() {
+        assert_eq!(escape("a|b\nc"), "a&#124;b↵c");
+        assert_eq!(escape("<img src=x> & `code`"), "&lt;img src=x&gt; &amp; \\`code\\`");
+        assert_eq!(escape("@team #1 [x](y) snake_case"), "&#64;team &#35;1 \\[x\\]\\(y\\) snake\\_case");
+        assert_eq!(escape("bell\u{7}"), "bell\u{fffd}");
+        assert_eq!(escape("größe 中"), "größe 中");
+    }
+}

@@ -1,0 +1,202 @@
+//! [`RunReport`] → what people and machines read of a run: `summary.json`, Markdown for a pull request, a table on the
+//! terminal; and `run.json`, the record of how the run itself went.
+//!
+//! `summary.json` is the report: the others are made from it, so `imagedex report` can write them again from it alone.
+//! Its part `measured` holds all that differs between two runs over the same input; the rest may be compared as text.
+
+mod markdown;
+mod table;
+mod terminal;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::stages::decode::Failure;
+use crate::stages::evaluate::{Evaluation, SearchTiming};
+use crate::stats::{Books, StageStats};
+
+pub use markdown::Markdown;
+pub use terminal::Terminal;
+
+/// Version of the layout of `summary.json` and `run.json`: raised when a field changes its meaning or goes away.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Why a report could not be written, or read back.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error("cannot write {path}: {reason}")]
+    Write { path: String, reason: String },
+    #[error("cannot read {path}: {reason}; `imagedex evaluate` writes it")]
+    Read { path: String, reason: String },
+    #[error("{path} has layout {found}, this program reads {SCHEMA_VERSION}: run `imagedex evaluate` again")]
+    Schema { path: String, found: u64 },
+}
+
+/// All that there is to say of a run's results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// [`SCHEMA_VERSION`]
+    pub schema_version: u32,
+    /// Name of the pipeline.
+    pub name: String,
+    /// What the results were made with: model, preprocessing, versions.
+    pub provenance: Value,
+    /// Where the pictures went; nothing where this run scanned none.
+    pub books: Option<Books>,
+    /// Pictures that could not be used, by kind.
+    pub failures: BTreeMap<String, u64>,
+    /// One for each engine.
+    pub evaluations: Vec<Evaluation>,
+    /// What differs from run to run.
+    pub measured: Measured,
+}
+
+/// Times, the only part of a report that two runs over the same input do not share.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    pub stages: Vec<StageStats>,
+    pub search: Vec<SearchTiming>,
+}
+
+impl RunReport {
+    /// A report with the evaluations' timings set apart.
+    pub fn new(name: &str, provenance: Value, evaluations: Vec<Evaluation>) -> RunReport {
+        let mut report = RunReport {
+            schema_version: SCHEMA_VERSION,
+            name: name.to_owned(),
+            provenance,
+            books: None,
+            failures: BTreeMap::new(),
+            evaluations,
+            measured: Measured::default(),
+        };
+        for evaluation in &mut report.evaluations {
+            report.measured.search.append(&mut evaluation.timings);
+        }
+        report
+    }
+
+    /// With the books and failures of the run that extracted the pictures, and what its stages did.
+    pub fn with_run(mut self, books: Books, failures: &[Failure], stages: Vec<StageStats>) -> RunReport {
+        self.books = Some(books);
+        self.failures = count_by_kind(failures);
+        self.measured.stages = stages;
+        self
+    }
+
+    /// Reads a `summary.json`. The rows of single queries are not in it. The file has every digit of a number; reading
+    /// may differ in the last bit, as `serde_json` parses for speed.
+    pub fn read(path: &Path) -> Result<RunReport, ReportError> {
+        let failed = |reason: String| ReportError::Read { path: path.display().to_string(), reason };
+        let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        let value: Value = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
+        match value.get("schema_version").and_then(Value::as_u64) {
+            Some(version) if version == u64::from(SCHEMA_VERSION) => {}
+            Some(found) => return Err(ReportError::Schema { path: path.display().to_string(), found }),
+            None => return Err(failed("it has no schema_version".to_owned())),
+        }
+        serde_json::from_value(value).map_err(|error| failed(error.to_string()))
+    }
+}
+
+/// How many failures there are of each kind.
+pub fn count_by_kind(failures: &[Failure]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for failure in failures {
+        *counts.entry(failure.kind.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// Writes a report in one format.
+pub trait Exporter {
+    fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()>;
+}
+
+/// `summary.json`: indented, keys in the order of the fields, numbers in full precision.
+#[derive(Debug, Clone, Copy)]
+pub struct Summary;
+
+impl Exporter for Summary {
+    fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut *out, report)?;
+        writeln!(out)
+    }
+}
+
+/// Writes a report to a file, which is replaced once the new one is whole.
+pub fn export(report: &RunReport, exporter: &dyn Exporter, path: &Path) -> Result<(), ReportError> {
+    write_whole(path, |out| {
+        let mut out = io::BufWriter::new(out);
+        exporter.write(report, &mut out)?;
+        out.flush()
+    })
+    .map_err(|reason| ReportError::Write { path: path.display().to_string(), reason })
+}
+
+/// How a run went: `run.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// [`SCHEMA_VERSION`]
+    pub schema_version: u32,
+    pub name: String,
+    /// As the shell saw it; docs and `imagedex --help` list them.
+    pub exit_code: i32,
+    pub provenance: Value,
+    pub books: Option<Books>,
+    pub failures: BTreeMap<String, u64>,
+    pub stages: Vec<StageStats>,
+    pub search: Vec<SearchTiming>,
+}
+
+impl RunRecord {
+    /// The record of a run that ended with `exit_code`.
+    pub fn new(name: &str, exit_code: i32, provenance: Value) -> RunRecord {
+        RunRecord {
+            schema_version: SCHEMA_VERSION,
+            name: name.to_owned(),
+            exit_code,
+            provenance,
+            books: None,
+            failures: BTreeMap::new(),
+            stages: Vec::new(),
+            search: Vec::new(),
+        }
+    }
+
+    /// Writes it to a file, which is replaced once the new one is whole.
+    pub fn write(&self, path: &Path) -> Result<(), ReportError> {
+        write_whole(path, |out| {
+            serde_json::to_writer_pretty(&mut *out, self)?;
+            writeln!(out)
+        })
+        .map_err(|reason| ReportError::Write { path: path.display().to_string(), reason })
+    }
+}
+
+/// Writes a file beside `path` and renames it over `path` once it is whole and on disk: readers see the old file or the
+/// new one, never half of either. On an error says why, and leaves the old one.
+pub(crate) fn write_whole<E: fmt::Display + From<io::Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> Result<(), E>,
+) -> Result<(), String> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // Temporary files are private by default; this one becomes a file like any other, as the umask says.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.prefix(".imagedex-").tempfile_in(folder).map_err(|error| error.to_string())?;
+    write(file.as_file_mut()).map_err(|error| error.to_string())?;
+    file.as_file().sync_all().map_err(|error| error.to_string())?;
+    file.persist(path).map_err(|error| error.error.to_string())?;
+    Ok(())
+}

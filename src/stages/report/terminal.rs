@@ -1,0 +1,40 @@
+//! The table of measures for a terminal: plain text, columns lined up.
+
+use std::io::{self, Write};
+
+use super::markdown::verdict;
+use super::table::Table;
+use super::{Exporter, RunReport};
+
+/// A short report for a person who watched the run.
+#[derive(Debug, Clone, Copy)]
+pub struct Terminal;
+
+impl Exporter for Terminal {
+    fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+        for evaluation in &report.evaluations {
+            for mode in &evaluation.modes {
+                let pictures = evaluation.gallery.pictures;
+                writeln!(
+                    out,
+                    "{}, {}: {} queries in {pictures} pictures",
+                    evaluation.engine,
+                    mode.mode.name(),
+                    mode.queries.total
+                )?;
+                let table =
+                    Table::of_metrics(&mode.metrics, &evaluation.ks, mode.queries.evaluated, |metric| {
+                        metric.micro.as_ref()
+                    });
+                if !table.rows.is_empty() {
+                    write!(out, "{}", table.plain())?;
+                }
+                writeln!(out, "{}", verdict(mode))?;
+            }
+        }
+        if let Some(books) = &report.books {
+            write!(out, "{books}")?;
+        }
+        Ok(())
+    }
+}
