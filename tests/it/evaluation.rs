@@ -236,7 +236,7 @@ fn on_vectors_of_length_one_three_metrics_rank_alike() {
     let groups = &evaluation.modes[0].same_ranking;
     assert_eq!(groups.len(), 1);
     assert_eq!(groups[0].metrics, [Metric::Cosine, Metric::DotProduct, Metric::L2]);
-    assert_eq!((groups[0].queries, groups[0].depth), (60, 10));
+    assert_eq!((groups[0].queries, groups[0].depth), (60, 50));
     let text = markdown(&RunReport::new("x", json!({}), vec![evaluation]));
     assert!(text.contains("- Same ranking: cosine, dot_product, l2 put the same pictures"), "{text}");
 
@@ -446,7 +446,7 @@ fn searches_are_timed_apart_from_the_results() {
     assert_eq!((evaluation.timings[0].k, evaluation.timings[0].queries), (3, 1));
     let report = RunReport::new("x", json!({}), vec![evaluation]);
     assert_eq!((report.measured.search.len(), report.evaluations[0].timings.len()), (4, 0));
-    assert!(markdown(&report).contains("## Search times\n\nFirst 3 hits, 1 queries timed"));
+    assert!(markdown(&report).contains("## Search times\n\nFirst 3 hits, 1 query timed"));
 }
 
 fn markdown(report: &RunReport) -> String {

@@ -427,7 +427,7 @@ impl Run<'_> {
             queries,
             unanswerable: unanswerable.collect(),
             metrics: results,
-            same_ranking: ranking::same(&rankings, self.most_k()),
+            same_ranking: ranking::same(&rankings, self.most_k().max(ranking::COMPARED)),
         };
         Ok((results, rows))
     }
@@ -605,7 +605,7 @@ fn judge(
     let has_measures = state(judgement) == QueryState::Evaluated;
     let most_k = ks.last().copied().unwrap_or(1);
     let ties = ks.iter().map(|&k| TieAtK::of(&relevant, &scores, k)).collect();
-    ranked.truncate(most_k + ranking::MARGIN);
+    ranked.truncate(most_k.max(ranking::COMPARED) + ranking::MARGIN);
     Ok(Outcome {
         measures: has_measures.then(|| Measures::of(&relevant, judgement.relevant, ks)),
         ties,

@@ -13,7 +13,9 @@ use crate::engines::kernels::{self, Kernel, Lanes, Sum};
 use crate::engines::{Hit, Query};
 use crate::metric::Metric;
 
-/// Hits kept beyond the greatest cut-off, so that a near-tie at the last place can be recognised.
+/// Hits of each query that are compared, at least: at the first few alone metrics that differ may look alike.
+pub const COMPARED: usize = 50;
+/// Hits kept beyond those compared, so that a near-tie at the last place can be recognised.
 pub const MARGIN: usize = 8;
 /// Relative, for values above 1 (absolute below): what vectors of length 1 ± 6e-8 and scores in `f32` leave uncertain.
 const TOLERANCE: f64 = 1e-6;
@@ -46,6 +48,8 @@ pub fn same(rankings: &[(Metric, Vec<Ranked>)], depth: usize) -> Vec<SameRanking
         }
     }
     let queries = rankings.first().map_or(0, |(_, ranked)| ranked.len());
+    let longest = rankings.iter().flat_map(|(_, ranked)| ranked).map(Vec::len).max().unwrap_or(0);
+    let depth = depth.min(longest);
     let groups = groups.into_iter().filter(|(_, metrics)| metrics.len() > 1);
     groups.map(|(_, metrics)| SameRanking { metrics, depth, queries }).collect()
 }

@@ -44,8 +44,12 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
     let kind = if evaluation.exact { "exact" } else { "approximate" };
     writeln!(
         out,
-        "{} queries in a gallery of {} pictures, {} labelled, {} classes; {} numbers a vector, {kind} search.\n",
-        mode.queries.total, facts.pictures, facts.labelled, facts.classes, facts.dim
+        "{} in a gallery of {} pictures, {} labelled, {} classes; {} numbers a vector, {kind} search.\n",
+        counted(mode.queries.total),
+        facts.pictures,
+        facts.labelled,
+        facts.classes,
+        facts.dim
     )?;
     let n = mode.queries.evaluated;
     let micro = Table::of_metrics(&mode.metrics, &evaluation.ks, n, |metric| metric.micro.as_ref());
@@ -100,6 +104,10 @@ pub fn verdict(mode: &ModeEvaluation) -> String {
     }
 }
 
+fn counted(queries: usize) -> String {
+    format!("{queries} {}", if queries == 1 { "query" } else { "queries" })
+}
+
 /// The metric with the greatest MAP, the first of equals.
 fn best(mode: &ModeEvaluation) -> Option<(&MetricEvaluation, f64)> {
     mode.metrics.iter().filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater)
@@ -115,11 +123,11 @@ fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<String> {
     for group in &mode.same_ranking {
         let names: Vec<&str> = group.metrics.iter().map(|metric| metric.name()).collect();
         notes.push(format!(
-            "Same ranking: {} put the same pictures in the same order for all {} queries (first {} hits, near-ties \
-             aside); differences between them are rounding.",
+            "Same ranking: {} put the same pictures in the same order (the first {} hits of {}, near-ties aside); what \
+             differs between them there is rounding.",
             names.join(", "),
-            group.queries,
-            group.depth
+            group.depth,
+            counted(group.queries)
         ));
     }
     if let Some((_, last)) =
@@ -137,13 +145,13 @@ fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<String> {
         notes.push(unanswerable(mode));
     }
     if queries.unlabelled > 0 {
-        notes.push(format!("{} queries have no label and are left out of the means.", queries.unlabelled));
+        notes.push(format!("Without a label, so left out of the means: {}.", counted(queries.unlabelled)));
     }
     if queries.with_copies > 0 {
         notes.push(format!(
-            "{} queries have copies of their bytes in the gallery; {} such hits were taken out of rankings and relevant \
-             sets.",
-            queries.with_copies, queries.copies_removed
+            "With copies of their bytes in the gallery: {}; such hits taken out of rankings and relevant sets: {}.",
+            counted(queries.with_copies),
+            queries.copies_removed
         ));
     }
     notes.extend(mode.metrics.iter().filter_map(ties));
@@ -181,8 +189,8 @@ fn unanswerable(mode: &ModeEvaluation) -> String {
         format!(" MAP without (with them as 0): {}.", both.join(", "))
     };
     format!(
-        "{} queries have no relevant picture in the gallery and are left out of the means: {}{more}.{both}",
-        mode.queries.unanswerable,
+        "Without a relevant picture in the gallery, so left out of the means: {}: {}{more}.{both}",
+        counted(mode.queries.unanswerable),
         listed.join(", ")
     )
 }
@@ -195,9 +203,9 @@ fn ties(metric: &MetricEvaluation) -> Option<String> {
         .map(|ties| {
             let of = &ties.precision;
             format!(
-                "k = {}: {} queries, P@{} from {} to {}, expected {}",
+                "k = {}: {}, P@{} from {} to {}, expected {}",
                 ties.k,
-                ties.queries,
+                counted(ties.queries),
                 ties.k,
                 decimal(of.worst),
                 decimal(of.best),
@@ -266,9 +274,9 @@ fn write_search_times(report: &RunReport, out: &mut dyn Write) -> io::Result<()>
     }
     writeln!(
         out,
-        "## Search times\n\nFirst {} hits, {} queries timed:\n\n{}",
+        "## Search times\n\nFirst {} hits, {} timed:\n\n{}",
         first.k,
-        first.queries,
+        counted(first.queries),
         table.markdown()
     )
 }
