@@ -1,7 +1,9 @@
-//! One file's way from bytes to model input, on one thread: decoding by format, then each resize filter.
+//! One file's way from bytes to model input, on one thread: decoding by format, then each resize filter; then the whole
+//! way of real photos, where `../shared/data/grocery` is there.
 
 use std::hint::black_box;
 use std::io::Cursor;
+use std::path::{Path, PathBuf};
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use image::{DynamicImage, ImageFormat, RgbImage};
@@ -47,5 +49,39 @@ fn resizing(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decoding, resizing);
+/// The first photos of a shop, as files: what one thread of the pipeline does with each.
+fn photos(criterion: &mut Criterion) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/grocery/dataset/train");
+    let mut paths: Vec<PathBuf> = walkdir::WalkDir::new(&folder)
+        .into_iter()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_file())
+        .map(walkdir::DirEntry::into_path)
+        .collect();
+    paths.sort();
+    paths.truncate(100);
+    if paths.is_empty() {
+        eprintln!("no photos in {}: the benchmark of real files is left out", folder.display());
+        return;
+    }
+    let files: Vec<Vec<u8>> = paths.iter().filter_map(|path| std::fs::read(path).ok()).collect();
+    let mut group = criterion.benchmark_group("grocery photos");
+    group.throughput(Throughput::Elements(files.len() as u64)).sample_size(10);
+    let options = DecodeOptions::default();
+    group.bench_function("decode", |bencher| {
+        bencher.iter(|| files.iter().filter(|bytes| decode::decode(black_box(bytes), &options).is_ok()).count());
+    });
+    group.bench_function("decode, hash and resize (nearest)", |bencher| {
+        bencher.iter(|| {
+            for bytes in &files {
+                let image = decode::decode(bytes, &options).expect("decodes");
+                black_box(decode::dhash(&image));
+                black_box(preprocess::resize(&image, 224, Resize::Nearest).expect("resizes"));
+            }
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decoding, resizing, photos);
 criterion_main!(benches);

@@ -14,9 +14,9 @@ use crate::engines::EngineConfig;
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
-use crate::stages::decode::Exif;
+use crate::stages::decode::{DEFAULT_MAX_PIXELS, Exif};
 use crate::stages::evaluate::Mode;
-use crate::stages::scan::LabelRule;
+use crate::stages::scan::{LabelRule, is_manifest};
 
 /// Why a pipeline file cannot be used. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -206,8 +206,6 @@ pub struct Evaluate {
     pub modes: Vec<Mode>,
 }
 
-/// Default of `input.max_pixels`: the largest cameras' 100 megapixels.
-pub const DEFAULT_MAX_PIXELS: u64 = 100_000_000;
 const PATH_KEYS: [&str; 7] =
     ["work", "cache", "input.gallery", "input.queries", "model.card", "runtime.library", "features.table"];
 
@@ -330,12 +328,6 @@ impl PipelineFile {
             evaluate: Evaluate { metrics, ks, modes },
         })
     }
-}
-
-/// Whether `path` is a manifest file by its ending.
-pub fn is_manifest(path: &Path) -> bool {
-    let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
 }
 
 /// One value laid over the file.

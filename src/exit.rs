@@ -67,6 +67,7 @@ impl Exit {
             let usage = matches!(error, EngineError::UnsupportedMetric { .. } | EngineError::ZeroK);
             return Some(if usage { Exit::Usage } else { Exit::Infrastructure });
         }
-        cause.is::<EvaluateError>().then_some(Exit::Usage)
+        let error = cause.downcast_ref::<EvaluateError>()?;
+        Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure })
     }
 }

@@ -6,11 +6,14 @@
 //! 1 % of the values moves a VGG16 vector by 1e-5. What becomes of the unusual:
 //!
 //! - grey is repeated three times; alpha is dropped, not blended; palettes are expanded
-//! - 16 bits keep their high byte
+//! - 16 bits keep their high byte, grey ones too (Pillow clips 16-bit grey at 255, which leaves white)
 //! - CMYK and YCCK JPEG are taken as Adobe writes them (inverted), as Pillow does, without colour profile
 //! - of animations the first frame is taken; of multi-page TIFF the first page
+//! - the EXIF orientation is [an option](Exif)
+//! - a JPEG without its end is refused, as by Pillow; what follows the end is ignored
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::io::{BufRead, Cursor, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use image::error::{ImageError, LimitErrorKind};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
-use rayon::prelude::*;
+use mozjpeg::Marker;
 use serde::{Deserialize, Serialize};
 
 use super::preprocess::{self, ImageBatch};
@@ -96,9 +99,12 @@ pub struct DecodeOptions {
     pub max_pixels: u64,
 }
 
+/// The default of [`DecodeOptions::max_pixels`]: 100 million, as from a 10,000 x 10,000 camera back.
+pub const DEFAULT_MAX_PIXELS: u64 = 100_000_000;
+
 impl Default for DecodeOptions {
     fn default() -> Self {
-        DecodeOptions { exif: Exif::Ignore, max_pixels: crate::config::DEFAULT_MAX_PIXELS }
+        DecodeOptions { exif: Exif::Ignore, max_pixels: DEFAULT_MAX_PIXELS }
     }
 }
 
@@ -109,14 +115,16 @@ pub enum DecodeError {
     Empty,
     #[error("the content is no picture that imagedex knows (jpeg, png, webp, gif, bmp, tiff)")]
     NotAPicture,
-    #[error("{0} is not supported; convert the file to jpeg or png")]
+    #[error("{0}; convert the file to jpeg or png")]
     Unsupported(String),
-    #[error("the file ends before the picture does")]
+    #[error("the file ends before the picture does; copy or download it again")]
     Truncated,
     #[error("the content is damaged: {0}")]
     Corrupt(String),
     #[error("{width} x {height} pixels are more than the {max} allowed; see input.max_pixels")]
     TooLarge { width: u32, height: u32, max: u64 },
+    #[error("a file of {bytes} bytes is more than pictures of {max} pixels need; see input.max_pixels")]
+    TooLong { bytes: u64, max: u64 },
 }
 
 impl DecodeError {
@@ -128,41 +136,77 @@ impl DecodeError {
             DecodeError::Unsupported(_) => "unsupported",
             DecodeError::Truncated => "truncated",
             DecodeError::Corrupt(_) => "corrupt",
-            DecodeError::TooLarge { .. } => "too_large",
+            DecodeError::TooLarge { .. } | DecodeError::TooLong { .. } => "too_large",
         }
     }
 }
 
 /// Bytes of a file → pixels. The content decides what it is, not the name.
+///
+/// # Errors
+/// See [`DecodeError`]. A decoder that panics is an error as well: it must cost one picture, not the run.
 pub fn decode(bytes: &[u8], options: &DecodeOptions) -> Result<DecodedImage, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
     }
-    let format = image::guess_format(bytes).map_err(|_| DecodeError::NotAPicture)?;
-    let name = match format {
-        ImageFormat::Jpeg => "jpeg",
-        ImageFormat::Png => "png",
-        ImageFormat::WebP => "webp",
-        ImageFormat::Gif => "gif",
-        ImageFormat::Bmp => "bmp",
-        ImageFormat::Tiff => "tiff",
-        other => return Err(DecodeError::Unsupported(format!("format {other:?}").to_ascii_lowercase())),
-    };
-    // libjpeg reports damage by unwinding; and a panic in any decoder must cost one picture, not the run.
-    let decoded = catch_unwind(AssertUnwindSafe(|| match format {
-        ImageFormat::Jpeg => jpeg(bytes, options),
-        _ => other_format(bytes, format, options),
-    }));
-    let rgb = match decoded {
-        Ok(result) => result?,
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the decoder gave up");
-            return Err(DecodeError::Corrupt(text.trim_start_matches("libjpeg fatal error: ").to_owned()));
-        }
+    let (format, name) = format_of(bytes)?;
+    let rgb = match format {
+        ImageFormat::Jpeg => jpeg(bytes, options)?,
+        _ => caught(|| other_format(bytes, format, options))?,
     };
     let (width, height) = rgb.dimensions();
     Ok(DecodedImage { rgb: rgb.into_raw(), width, height, format: name })
+}
+
+/// Whether a file that begins with `head` (32 bytes are enough) is one that [`decode`] reads.
+pub(super) fn is_picture(head: &[u8]) -> bool {
+    format_of(head).is_ok()
+}
+
+fn format_of(bytes: &[u8]) -> Result<(ImageFormat, &'static str), DecodeError> {
+    let unsupported = |name: &str| Err(DecodeError::Unsupported(format!("{name} is not supported")));
+    match bytes {
+        // ISO media: the brand says which.
+        [_, _, _, _, b'f', b't', b'y', b'p', brand @ ..] => {
+            return unsupported(match brand {
+                [b'h', b'e', ..] | [b'm', b'i', b'f', ..] | [b'm', b's', b'f', ..] => "heic",
+                [b'a', b'v', b'i', ..] => "avif",
+                _ => "video",
+            });
+        }
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', b' ', ..] => return unsupported("jpeg xl"),
+        [0, 0, 0, 12, b'j', b'P', b' ', b' ', ..] => return unsupported("jpeg 2000"),
+        // Two letters are little proof: the length of the second header must be one of those that exist.
+        [b'B', b'M', rest @ ..] if !matches!(rest.get(12), Some(12 | 16 | 40 | 52 | 56 | 64 | 108 | 124)) => {
+            return Err(DecodeError::NotAPicture);
+        }
+        _ => {}
+    }
+    match image::guess_format(bytes).map_err(|_| DecodeError::NotAPicture)? {
+        format @ ImageFormat::Jpeg => Ok((format, "jpeg")),
+        format @ ImageFormat::Png => Ok((format, "png")),
+        format @ ImageFormat::WebP => Ok((format, "webp")),
+        format @ ImageFormat::Gif => Ok((format, "gif")),
+        format @ ImageFormat::Bmp => Ok((format, "bmp")),
+        format @ ImageFormat::Tiff => Ok((format, "tiff")),
+        other => unsupported(&format!("{other:?}").to_ascii_lowercase()),
+    }
+}
+
+/// Runs a decoder; its panic becomes an error. libjpeg's own errors come this way too (without a panic message).
+fn caught<T>(decoder: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    // Sound although asserted: what the decoder worked on is dropped with it.
+    catch_unwind(AssertUnwindSafe(decoder)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the decoder gave up");
+        let text = text.trim_start_matches("libjpeg fatal error: ");
+        // Lossless, 12-bit and arithmetic-coded JPEG: whole files of a kind that nobody else writes.
+        let kinds = ["Unsupported JPEG", "Unsupported color conversion", "Sorry, arithmetic", "Requested feature"];
+        Err(match kinds.iter().any(|kind| text.starts_with(kind)) {
+            true => DecodeError::Unsupported(format!("this kind of jpeg is not supported ({text})")),
+            false => DecodeError::Corrupt(text.to_owned()),
+        })
+    })
 }
 
 fn check_size(width: u32, height: u32, options: &DecodeOptions) -> Result<(), DecodeError> {
@@ -200,33 +244,48 @@ impl BufRead for Watched<'_> {
     }
 }
 
+/// Scans of one JPEG. Progressive files have about ten; one made to keep a decoder busy has thousands, each as dear as
+/// the first. The limit is that of libjpeg-turbo's own fuzzers.
+const MAX_SCANS: usize = 500;
+
 fn jpeg(bytes: &[u8], options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
-    let damaged = |error: std::io::Error| DecodeError::Corrupt(error.to_string());
     let ran_out = Cell::new(false);
-    let header = mozjpeg::Decompress::new_reader(Watched { bytes, ran_out: &ran_out }).map_err(damaged)?;
+    match caught(|| libjpeg(bytes, &ran_out, options)) {
+        Err(error @ (DecodeError::TooLarge { .. } | DecodeError::Unsupported(_))) => Err(error),
+        _ if ran_out.get() => Err(DecodeError::Truncated),
+        result => result,
+    }
+}
+
+fn libjpeg(bytes: &[u8], ran_out: &Cell<bool>, options: &DecodeOptions) -> Result<RgbImage, DecodeError> {
+    let damaged = |error: std::io::Error| DecodeError::Corrupt(error.to_string());
+    let markers: &[Marker] = match options.exif {
+        Exif::Ignore => mozjpeg::NO_MARKERS,
+        Exif::Apply => &[Marker::APP(1)],
+    };
+    let header = mozjpeg::Decompress::builder().with_markers(markers);
+    let header = header.from_reader(Watched { bytes, ran_out }).map_err(damaged)?;
     let (width, height) = (header.width() as u32, header.height() as u32);
     check_size(width, height, options)?;
-    let cmyk = header.components().len() == 4;
-    let pixels = if cmyk {
+    // Compressed data holds no such pair: there, 0xff is followed by 0.
+    if bytes.windows(2).filter(|pair| pair[0] == 0xff && pair[1] == 0xda).count() > MAX_SCANS {
+        return Err(DecodeError::Corrupt(format!("a jpeg of more than {MAX_SCANS} scans")));
+    }
+    let orientation = header
+        .markers()
+        .find_map(|marker| Orientation::from_exif_chunk(marker.data.strip_prefix(b"Exif\0\0")?))
+        .unwrap_or(Orientation::NoTransforms);
+    let (pixels, rest) = if header.components().len() == 4 {
         let mut image = header.to_colorspace(mozjpeg::ColorSpace::JCS_CMYK).map_err(damaged)?;
         let inks = image.read_scanlines::<[u8; 4]>().map_err(damaged)?;
-        inks.into_iter().flat_map(rgb_of_adobe_cmyk).collect()
+        (inks.into_iter().flat_map(rgb_of_adobe_cmyk).collect(), image)
     } else {
         let mut image = header.rgb().map_err(damaged)?;
-        image.read_scanlines::<u8>().map_err(damaged)?
+        (image.read_scanlines::<u8>().map_err(damaged)?, image)
     };
-    if ran_out.get() {
-        return Err(DecodeError::Truncated);
-    }
-    let rgb = RgbImage::from_raw(width, height, pixels)
-        .ok_or_else(|| DecodeError::Corrupt("the decoder returned too few pixels".to_owned()))?;
-    if options.exif == Exif::Ignore {
-        return Ok(rgb);
-    }
-    let orientation = image::codecs::jpeg::JpegDecoder::new(Cursor::new(bytes))
-        .and_then(|mut decoder| decoder.orientation())
-        .unwrap_or(Orientation::NoTransforms);
-    Ok(turned(rgb, orientation))
+    // Looks for the end marker: without it a file was cut, if only by a byte. Pillow thinks so too.
+    rest.finish().map_err(damaged)?;
+    turned(from_raw(width, height, pixels)?, orientation)
 }
 
 /// Adobe stores 255 for no ink. Rounded as Pillow's CMYK → RGB conversion does.
@@ -242,8 +301,7 @@ fn other_format(bytes: &[u8], format: ImageFormat, options: &DecodeOptions) -> R
     let wrong = |error| decode_error(error, options);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
-    // Eight bytes a pixel is the most that a decoder needs (16 bits of RGBA).
-    limits.max_alloc = Some(options.max_pixels.saturating_mul(8).saturating_add(64 << 20));
+    limits.max_alloc = Some(byte_limit(options.max_pixels));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(wrong)?;
     let (width, height) = decoder.dimensions();
@@ -260,27 +318,35 @@ fn other_format(bytes: &[u8], format: ImageFormat, options: &DecodeOptions) -> R
         DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(high).collect(),
         DynamicImage::ImageRgba16(image) => image.pixels().flat_map(|p| [0, 1, 2].map(|i| high(&p.0[i]))).collect(),
         DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
-            return Err(DecodeError::Unsupported("a picture of floating-point numbers".to_owned()));
+            return Err(DecodeError::Unsupported("a picture of floating-point numbers is not supported".to_owned()));
         }
         eight_bits => eight_bits.into_rgb8().into_raw(),
     };
-    let rgb = RgbImage::from_raw(width, height, rgb)
-        .ok_or_else(|| DecodeError::Corrupt("the decoder returned too few pixels".to_owned()))?;
-    Ok(turned(rgb, orientation))
+    turned(from_raw(width, height, rgb)?, orientation)
 }
 
-fn turned(rgb: RgbImage, orientation: Orientation) -> RgbImage {
+/// Bytes that a picture may take: eight a pixel (16 bits of RGBA), and something for tables, metadata and padding.
+fn byte_limit(max_pixels: u64) -> u64 {
+    max_pixels.saturating_mul(8).saturating_add(64 << 20)
+}
+
+fn from_raw(width: u32, height: u32, rgb: Vec<u8>) -> Result<RgbImage, DecodeError> {
+    RgbImage::from_raw(width, height, rgb)
+        .ok_or_else(|| DecodeError::Corrupt("the decoder returned too few pixels".to_owned()))
+}
+
+fn turned(rgb: RgbImage, orientation: Orientation) -> Result<RgbImage, DecodeError> {
     if orientation == Orientation::NoTransforms {
-        return rgb;
+        return Ok(rgb);
     }
     let mut image = DynamicImage::ImageRgb8(rgb);
     image.apply_orientation(orientation);
-    image.into_rgb8()
+    Ok(image.into_rgb8())
 }
 
 fn decode_error(error: ImageError, options: &DecodeOptions) -> DecodeError {
     match error {
-        ImageError::Unsupported(error) => DecodeError::Unsupported(error.to_string()),
+        ImageError::Unsupported(error) => DecodeError::Unsupported(format!("not supported: {error}")),
         ImageError::Limits(error) if matches!(error.kind(), LimitErrorKind::InsufficientMemory) => {
             DecodeError::Corrupt(format!("it asks for more memory than {} pixels need", options.max_pixels))
         }
@@ -338,7 +404,7 @@ pub struct PictureOptions {
     pub resize: Resize,
     /// Pictures of a batch.
     pub batch: usize,
-    /// Threads that decode.
+    /// Threads that decode; 0 for one a core.
     pub threads: usize,
 }
 
@@ -350,51 +416,92 @@ pub struct Decoded {
     pub failures: Vec<Failure>,
 }
 
-/// Files taken up at once, for each thread: some, so that one slow file does not leave the others idle; few, so that
-/// the model gets its first batch soon and memory stays small.
-const FILES_PER_THREAD: usize = 8;
-
-/// Reads and decodes `images` on `options.threads` threads and hands out batches in their order.
+/// Reads and decodes `images` on threads of its own and hands out batches in their order.
 ///
-/// Ends early when `stop` is set or `send` returns false. In memory are the files taken up and one batch.
+/// Files are taken up one by one, so that a large one keeps only one thread busy, and up to a batch of them beyond the
+/// one that is being handed out: while `send` waits for the model, the next batch gets ready. In memory are thus at most
+/// two batches of resized pictures, and one decoded picture per thread.
+///
+/// Ends when `send` returns false. When `stop` is set no further file is taken up; what was is still handed out.
 pub fn batches(
     images: &[Seen],
     options: &PictureOptions,
     stop: &AtomicBool,
-    mut send: impl FnMut(Decoded) -> bool + Send,
+    mut send: impl FnMut(Decoded) -> bool,
 ) {
-    // Without threads of its own (the system refuses more), the work is done on this one.
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build().ok();
-    let mut open = Decoded::default();
-    for block in images.chunks(FILES_PER_THREAD * options.threads.max(1)) {
-        if stop.load(Ordering::Relaxed) {
-            break;
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("decode-{i}"));
+    let Ok(pool) = pool.build() else {
+        // The system refuses further threads: the work is done on this one.
+        let images = images.iter().take_while(|_| !stop.load(Ordering::Relaxed));
+        let mut results = images.map(|seen| picture(seen, options));
+        while let Some(decoded) = next_batch(options.batch, || results.next()) {
+            if !send(decoded) {
+                break;
+            }
         }
-        let prepare = || block.par_iter().with_max_len(1).map(|seen| picture(seen, options)).collect::<Vec<_>>();
-        let prepared = match &pool {
-            Some(pool) => pool.install(prepare),
-            None => block.iter().map(|seen| picture(seen, options)).collect(),
-        };
-        for result in prepared {
-            match result {
-                Ok((picture, pixels)) => {
-                    open.batch.pictures.push(picture);
-                    open.batch.pixels.extend_from_slice(&pixels);
+        return;
+    };
+    let ahead = options.batch + 2 * pool.current_num_threads();
+    let abandoned = AtomicBool::new(false);
+    let (finished, results) = crossbeam_channel::unbounded();
+    // The scope ends when every task has, whichever way this function is left.
+    pool.in_place_scope_fifo(|scope| {
+        // Slot i belongs to image `taken - slots.len() + i`: filled in any order, emptied from the front.
+        let mut slots: VecDeque<Option<Result<Row, Failure>>> = VecDeque::new();
+        let mut taken = 0;
+        let mut next = || {
+            loop {
+                while slots.len() < ahead && taken < images.len() && !stop.load(Ordering::Relaxed) {
+                    let (index, seen) = (taken, &images[taken]);
+                    let (finished, abandoned) = (finished.clone(), &abandoned);
+                    scope.spawn_fifo(move |_| {
+                        if !abandoned.load(Ordering::Relaxed) {
+                            // The receiver lives as long as this scope's body; after that nobody wants the result.
+                            let _ = finished.send((index, picture(seen, options)));
+                        }
+                    });
+                    slots.push_back(None);
+                    taken += 1;
                 }
-                Err(failure) => open.failures.push(failure),
+                match slots.pop_front()? {
+                    Some(result) => return Some(result),
+                    None => slots.push_front(None),
+                }
+                let (index, result) = results.recv().ok()?;
+                let first = taken - slots.len();
+                slots[index - first] = Some(result);
             }
-            if open.batch.pictures.len() == options.batch && !send(std::mem::take(&mut open)) {
-                return;
+        };
+        while let Some(decoded) = next_batch(options.batch, &mut next) {
+            if !send(decoded) {
+                abandoned.store(true, Ordering::Relaxed);
+                break;
             }
         }
-    }
-    if !open.batch.pictures.is_empty() || !open.failures.is_empty() {
-        send(open);
-    }
+    });
 }
 
-/// One file → its facts and its pixels `[side, side, 3]`.
-fn picture(seen: &Seen, options: &PictureOptions) -> Result<(Picture, Vec<u8>), Failure> {
+/// A picture and its pixels, `[side, side, 3]`.
+type Row = (Picture, Vec<u8>);
+
+/// Gathers `size` pictures, or what is left; nothing when nothing is left.
+fn next_batch(size: usize, mut next: impl FnMut() -> Option<Result<Row, Failure>>) -> Option<Decoded> {
+    let mut open = Decoded::default();
+    while open.batch.pictures.len() < size {
+        match next() {
+            Some(Ok((picture, pixels))) => {
+                open.batch.pictures.push(picture);
+                open.batch.pixels.extend_from_slice(&pixels);
+            }
+            Some(Err(failure)) => open.failures.push(failure),
+            None => break,
+        }
+    }
+    (!open.batch.pictures.is_empty() || !open.failures.is_empty()).then_some(open)
+}
+
+/// One file → its facts and its pixels.
+fn picture(seen: &Seen, options: &PictureOptions) -> Result<Row, Failure> {
     let image = &seen.image;
     let fail = |stage: &str, kind: &str, reason: String| Failure {
         path: image.id.clone(),
@@ -403,20 +510,29 @@ fn picture(seen: &Seen, options: &PictureOptions) -> Result<(Picture, Vec<u8>), 
         kind: kind.to_owned(),
         reason,
     };
-    let bytes = std::fs::read(&image.path).map_err(|error| fail("read", "unreadable", error.to_string()))?;
+    let unreadable = |error: std::io::Error| fail("read", "unreadable", error.to_string());
     let unusable = |error: DecodeError| fail("decode", error.kind(), error.to_string());
-    let decoded = decode(&bytes, &options.decode).map_err(unusable)?;
-    let pixels = preprocess::resize(&decoded, options.side, options.resize).map_err(unusable)?;
+    let length = std::fs::metadata(&image.path).map_err(unreadable)?.len();
+    if length > byte_limit(options.decode.max_pixels) {
+        return Err(unusable(DecodeError::TooLong { bytes: length, max: options.decode.max_pixels }));
+    }
+    let bytes = std::fs::read(&image.path).map_err(unreadable)?;
+    let prepare = || {
+        let decoded = decode(&bytes, &options.decode)?;
+        let pixels = preprocess::resize(&decoded, options.side, options.resize)?;
+        Ok((dhash(&decoded), decoded.width, decoded.height, decoded.format, pixels))
+    };
+    let (dhash, width, height, format, pixels) = caught(prepare).map_err(unusable)?;
     let picture = Picture {
         id: image.id.clone(),
         split: image.split,
         label: image.label.clone(),
         // Of the bytes that were decoded: the file may have changed since it was first seen.
         sha256: sha256_hex(&bytes),
-        dhash: dhash(&decoded),
-        width: decoded.width,
-        height: decoded.height,
-        format: decoded.format.to_owned(),
+        dhash,
+        width,
+        height,
+        format: format.to_owned(),
     };
     Ok((picture, pixels))
 }

@@ -115,6 +115,50 @@ mod tests {
         }
     }
 
+    /// `(3 + 0.5) * 512 / 224` is 8, but Pillow adds up to 7.999… and takes column 7.
+    #[test]
+    fn nearest_rounds_as_pillow_rounds() {
+        let rgb = (0..512).flat_map(|x| [(x / 2) as u8, (x % 2) as u8, 0]).collect();
+        let image = DecodedImage { rgb, width: 512, height: 1, format: "png" };
+        let pixels = nearest(&image, 224);
+        let columns: Vec<u16> = pixels[..36].chunks(3).map(|p| u16::from(p[0]) * 2 + u16::from(p[1])).collect();
+        assert_eq!(columns, [1, 3, 5, 7, 10, 12, 14, 17, 19, 21, 23, 26]);
+    }
+
+    /// What Pillow 13 gives for a picture of 5 x 4 pixels.
+    #[test]
+    fn the_smooth_filters_are_pillows() {
+        let rgb: Vec<u8> = (0..60).map(|i: u32| (i * 37 % 256) as u8).collect();
+        let image = DecodedImage { rgb, width: 5, height: 4, format: "png" };
+        let expected: [(Resize, [u8; 27]); 3] = [
+            (
+                Resize::Bilinear,
+                [
+                    61, 98, 135, 135, 73, 110, 153, 146, 81, 113, 150, 132, 88, 125, 133, 132, 96, 133, 164, 124,
+                    128, 139, 136, 116, 110, 147, 107,
+                ],
+            ),
+            (
+                Resize::Bicubic,
+                [
+                    55, 92, 136, 139, 67, 115, 158, 149, 73, 112, 153, 128, 84, 133, 138, 131, 87, 138, 168, 119,
+                    127, 150, 139, 110, 103, 155, 108,
+                ],
+            ),
+            (
+                Resize::Lanczos,
+                [
+                    56, 90, 138, 138, 66, 124, 161, 147, 65, 112, 154, 123, 83, 144, 144, 128, 79, 143, 167, 114,
+                    124, 163, 142, 101, 95, 163, 114,
+                ],
+            ),
+        ];
+        for (filter, pixels) in expected {
+            let found = resize(&image, 3, filter).expect("valid");
+            assert!(found.iter().zip(pixels).all(|(a, b)| a.abs_diff(b) <= 1), "{filter}: {found:?}");
+        }
+    }
+
     #[test]
     fn a_picture_of_the_right_size_is_left_alone() {
         let image = picture(224, 224);

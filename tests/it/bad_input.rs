@@ -89,6 +89,10 @@ fn cmyk_and_grey_jpeg_are_read_as_pillow_reads_them() {
         let found = decoded(&bytes).expect("cmyk");
         assert!(found.rgb.chunks(3).all(|p| p.iter().zip(rgb).all(|(a, b)| a.abs_diff(b) <= 2)), "{inks:?}: {:?}", &found.rgb[..3]);
     }
+    // Pillow's `convert("RGB")` of CMYK rounds like this: 255 - ink, times black, over 255.
+    let bytes = jpeg(mozjpeg::ColorSpace::JCS_CMYK, &[200, 100, 50, 128].repeat(64), 8, 8);
+    let found = decoded(&bytes).expect("cmyk");
+    assert!(found.rgb.chunks(3).all(|p| p.iter().zip([100, 50, 25]).all(|(a, b)| a.abs_diff(b) <= 2)), "{:?}", &found.rgb[..3]);
     let found = decoded(&jpeg(mozjpeg::ColorSpace::JCS_GRAYSCALE, &[77; 64], 8, 8)).expect("grey");
     assert!(found.rgb.iter().all(|&value| value.abs_diff(77) <= 1));
 }
@@ -129,6 +133,11 @@ fn each_kind_of_damage_has_its_name() {
     assert_eq!(kind(b"hello, this is a text"), "not_a_picture");
     assert_eq!(kind(&whole[..whole.len() / 2]), "truncated");
     assert_eq!(kind(&whole[..20]), "truncated");
+    assert_eq!(kind(&whole[..whole.len() - 1]), "truncated", "without its end marker");
+    let mut endless = whole[..whole.len() - 2].to_vec();
+    let scan = whole.windows(2).position(|marker| marker == [0xff, 0xda]).expect("a scan");
+    endless.extend(whole[scan..scan + 14].repeat(501));
+    assert_eq!(kind(&endless), "corrupt", "hundreds of scans");
     let mut trailing = whole.clone();
     trailing.extend(b"what cameras append");
     assert_eq!(decoded(&trailing).expect("fine").rgb, decoded(&whole).expect("fine").rgb);
@@ -156,9 +165,9 @@ fn a_header_of_thirty_thousand_squared_pixels_is_refused_unread() {
 
 /// The checksum of a PNG chunk.
 fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = flate2::Crc::new();
-    crc.update(bytes);
-    crc.sum()
+    !bytes.iter().fold(!0_u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| crc >> 1 ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+    })
 }
 
 #[test]
@@ -172,14 +181,31 @@ fn a_folder_is_walked_whatever_its_names() {
         std::fs::write(path, &png).expect("writable");
     }
     std::fs::write(folder.path().join("notes.txt"), "no picture").expect("writable");
+    std::fs::write(folder.path().join("LICENSE"), "no picture either").expect("writable");
     std::fs::write(folder.path().join(".hidden.png"), &png).expect("writable");
+    std::fs::create_dir(folder.path().join(".git")).expect("writable");
+    std::fs::write(folder.path().join(".git/1.png"), &png).expect("writable");
     let found = scan(folder.path(), LabelRule::Folder).expect("has pictures");
     let mut expected = names.to_vec();
     expected.sort();
     assert_eq!(ids(&found), expected);
     assert_eq!(found.images[3].label, None, "top.png lies in no class");
-    assert_eq!(found.skipped["txt"], 1);
+    let skipped: Vec<_> = found.skipped.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
+    assert_eq!(skipped, [("hidden", 2), ("no ending", 1), ("txt", 1)]);
     assert!(found.failures.is_empty());
+}
+
+#[test]
+fn what_is_meant_to_be_a_picture_is_never_dropped_in_silence() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("1.png"), encoded(photo(8, 8), ImageFormat::Png)).expect("writable");
+    std::fs::write(folder.path().join("raw.CR2"), b"II*\0").expect("writable");
+    std::fs::write(folder.path().join("phone.heic"), b"\0\0\0\x18ftypheic\0\0\0\0").expect("writable");
+    let found = scan(folder.path(), LabelRule::None).expect("has pictures");
+    assert_eq!(ids(&found), ["1.png", "phone.heic"], "the content of the second decides");
+    assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("raw.CR2", "unsupported"));
+    assert_eq!(kind(b"\0\0\0\x18ftypheic\0\0\0\0"), "unsupported");
+    assert_eq!(kind(b"BMW is no bitmap, though it begins like one"), "not_a_picture");
 }
 
 #[cfg(unix)]
@@ -196,7 +222,7 @@ fn link_loops_dead_links_and_bad_names_are_failures() {
     let found = scan(folder.path(), LabelRule::Folder).expect("has pictures");
     assert_eq!(ids(&found), ["a/1.png"]);
     let kinds: Vec<_> = found.failures.iter().map(|failure| (failure.path.as_str(), failure.kind.as_str())).collect();
-    assert_eq!(kinds, [("a/dead.png", "unreadable"), ("a/loop", "link_loop"), ("a/\u{fffd}.png", "name")]);
+    assert_eq!(kinds, [("a/\\xff.png", "name"), ("a/dead.png", "unreadable"), ("a/loop", "link_loop")]);
 }
 
 #[test]
@@ -209,6 +235,74 @@ fn a_folder_without_pictures_is_an_error_that_names_it() {
     assert!(error.contains("1 other files"), "{error}");
     let error = scan(&folder.path().join("missing"), LabelRule::Folder).expect_err("missing").to_string();
     assert!(error.contains("cannot be read"), "{error}");
+    let error = scan(&folder.path().join("a.txt"), LabelRule::Folder).expect_err("a file").to_string();
+    assert!(error.contains("is not a folder, nor a .csv"), "{error}");
+}
+
+#[test]
+fn a_manifest_may_hold_both_sides_and_lie_anywhere() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let place = folder.path().join("my [lists]*, 100%");
+    std::fs::create_dir(&place).expect("writable");
+    let manifest = place.join("a b?.csv");
+    let names = ["q.png", "line\nbreak.png", "say \"hi\".png", "ü, comma.png"];
+    let mut text = csv::Writer::from_writer(Vec::new());
+    text.write_record(["label", "filename", "split"]).expect("writable");
+    for name in names {
+        photo(8, 8).save(place.join(name)).expect("writable");
+        let split = if name == "q.png" { "query" } else { "gallery" };
+        text.write_record(["a", place.join(name).to_str().expect("UTF-8"), split]).expect("writable");
+    }
+    std::fs::write(&manifest, text.into_inner().expect("flushed")).expect("writable");
+    let options = ScanOptions { gallery: manifest.clone(), queries: Some(manifest), label: LabelRule::Folder };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let found = runtime.block_on(scan::scan(&options)).expect("valid");
+    assert_eq!(ids(&found), ["line\nbreak.png", "say \"hi\".png", "ü, comma.png", "q.png"]);
+    assert!(found.failures.is_empty(), "read once: {:?}", found.failures);
+}
+
+#[test]
+fn a_parquet_manifest_is_read() {
+    use parquet::arrow::ArrowWriter;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    photo(8, 8).save(folder.path().join("1.png")).expect("writable");
+    let path: arrow::array::ArrayRef = std::sync::Arc::new(arrow::array::StringArray::from(vec!["1.png", "2.png"]));
+    let label: arrow::array::ArrayRef = std::sync::Arc::new(arrow::array::Int64Array::from(vec![Some(7), None]));
+    let rows = arrow::array::RecordBatch::try_from_iter([("path", path), ("label", label)]).expect("valid");
+    let manifest = folder.path().join("list.parquet");
+    let file = std::fs::File::create(&manifest).expect("writable");
+    let mut writer = ArrowWriter::try_new(file, rows.schema(), None).expect("valid");
+    writer.write(&rows).expect("writable");
+    writer.close().expect("writable");
+    let found = scan(&manifest, LabelRule::None).expect("valid");
+    assert_eq!((ids(&found), found.images[0].label.as_deref()), (vec!["1.png"], Some("7")));
+    assert_eq!(found.failures[0].kind, "missing");
+    std::fs::write(&manifest, "no parquet").expect("writable");
+    assert!(matches!(scan(&manifest, LabelRule::None), Err(ScanError::Manifest { .. })));
+}
+
+/// Root may read everything, so there this test has nothing to see.
+#[cfg(unix)]
+#[test]
+fn what_may_not_be_read_is_a_failure() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (closed, secret) = (folder.path().join("closed"), folder.path().join("secret.png"));
+    photo(8, 8).save(folder.path().join("1.png")).expect("writable");
+    photo(8, 8).save(&secret).expect("writable");
+    std::fs::create_dir(&closed).expect("writable");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).expect("mine");
+    std::fs::set_permissions(&secret, std::fs::Permissions::from_mode(0o000)).expect("mine");
+    let readable = std::fs::File::open(&secret).is_ok();
+    let found = scan(folder.path(), LabelRule::None).expect("has pictures");
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).expect("mine");
+    if readable {
+        eprintln!("this user may read everything: nothing was tested");
+        return;
+    }
+    assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("closed", "unreadable"));
+    let (seen, failures) = scan::hash(found.images, &AtomicBool::new(false));
+    assert_eq!((seen.len(), failures[0].path.as_str(), failures[0].kind.as_str()), (1, "secret.png", "unreadable"));
 }
 
 #[test]
@@ -226,13 +320,21 @@ fn manifests_say_what_is_wrong_with_them() {
     let found = read("path,label,split\n2.png,007,query\n./1.png,,train\nmissing.png,b,train\n").expect("valid");
     let rows: Vec<_> = found.images.iter().map(|i| (i.id.as_str(), i.split, i.label.as_deref())).collect();
     assert_eq!(rows, [("1.png", Split::Gallery, None), ("2.png", Split::Query, Some("007"))]);
+    assert_eq!(found.unlabelled(), 1);
     assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("missing.png", "missing"));
 
     let found = read("file_name,label,is_query,is_gallery\n1.png,a,true,true\n2.png,b,0,1\n").expect("valid");
     assert_eq!(found.images.len(), 3, "1.png stands on both sides");
 
+    // OML's training rows carry no flags; they are neither searched in nor searched for.
+    let found = read("path,label,split,is_query,is_gallery\n1.png,a,train,,\n2.png,b,validation,True,True\n").expect("valid");
+    assert_eq!((ids(&found), found.skipped.len()), (vec!["2.png", "2.png"], 1));
+
     for (text, expected) in [
-        ("path,label\n1.png,a\n1.png,a\n", "row 2 names 1.png again"),
+        ("", "no column `path`"),
+        ("path,label\n3.png,a\n", "the file that row 1 names is missing"),
+        ("path,split\n1.png,test\n", "1 rows of the other split"),
+        ("path,label\n1.png,a,b\n", "manifest"),
         ("file,label\n1.png,a\n", "no column `path`"),
         ("path,split\n1.png,validation\n", "split `validation` is neither"),
         ("path\n", "holds no pictures"),
@@ -240,6 +342,13 @@ fn manifests_say_what_is_wrong_with_them() {
         let error = read(text).expect_err(text).to_string();
         assert!(error.contains(expected), "{text}: {error}");
     }
+
+    let found = read("path,label\n1.png,a\n2.png,b\n./1.png,c\n").expect("valid");
+    assert_eq!(found.images.len(), 2);
+    assert_eq!(found.images[0].label.as_deref(), Some("a"), "the first row counts");
+    let failure = &found.failures[0];
+    assert_eq!((failure.path.as_str(), failure.kind.as_str()), ("1.png", "duplicate"));
+    assert!(failure.reason.contains("(a), not c"), "{}", failure.reason);
 
     let lines = folder.path().join("list.jsonl");
     std::fs::write(&lines, "{\"path\": \"1.png\", \"label\": \"a\"}\n{\"path\": \"2.png\", \"label\": \"b\"}\n").expect("writable");
@@ -313,6 +422,27 @@ fn a_file_that_vanished_since_the_scan_is_a_failure() {
         true
     });
     assert_eq!((failures.len(), failures[0].stage.as_str()), (1, "read"));
+}
+
+#[test]
+fn a_file_that_changed_since_the_scan_carries_the_hash_of_what_was_decoded() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("1.png");
+    photo(8, 8).save(&path).expect("writable");
+    let found = scan(folder.path(), LabelRule::None).expect("has pictures");
+    let go = AtomicBool::new(false);
+    let (seen, _) = scan::hash(found.images, &go);
+    photo(9, 9).save(&path).expect("writable");
+    let options =
+        PictureOptions { decode: DecodeOptions::default(), side: 16, resize: Resize::Nearest, batch: 8, threads: 1 };
+    let mut pictures = Vec::new();
+    decode::batches(&seen, &options, &go, |decoded| {
+        pictures.extend(decoded.batch.pictures);
+        true
+    });
+    assert_ne!(pictures[0].sha256, seen[0].sha256);
+    assert_eq!(pictures[0].sha256, scan::sha256_hex(&std::fs::read(&path).expect("readable")));
+    assert_eq!(pictures[0].width, 9);
 }
 
 proptest! {

@@ -1,56 +1,85 @@
 //! A folder of pictures, at any depth.
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use walkdir::{DirEntry, WalkDir};
 
-use super::{ImageRef, LabelRule, Scan, Split};
+use super::{ImageRef, LabelRule, Scan, Split, shown};
+use crate::stages::decode;
 
-/// Endings of the formats that `decode` reads. A file without an ending is looked at too: content decides.
-const ENDINGS: [&str; 10] = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff"];
+/// Endings that say "a picture". `decode` goes by the content; of those it cannot read it says so.
+const PICTURES: [&str; 18] = [
+    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "heic", "heif", "avif", "jxl",
+    "jp2", "ico",
+];
 
-/// Walks `root`, following links; a loop of links is a failure, hidden files are passed over.
+/// Endings of raw photographs. They look like TIFF inside, whose first page would be a thumbnail.
+const RAW: [&str; 9] = ["dng", "cr2", "nef", "nrw", "arw", "orf", "rw2", "raf", "pef"];
+
+/// Walks `root`, following links; a loop of links is a failure, hidden files and folders are passed over.
 pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan) {
-    let walk = WalkDir::new(root).follow_links(true).sort_by_file_name();
-    for entry in walk.into_iter().filter_entry(|entry| entry.depth() == 0 || !is_hidden(entry)) {
+    let mut walk = WalkDir::new(root).follow_links(true).into_iter();
+    while let Some(entry) = walk.next() {
         match entry {
-            Ok(entry) if entry.file_type().is_file() => file(root, &entry, split, rule, scan),
-            Ok(_) => {}
+            Ok(entry) if entry.depth() > 0 && is_hidden(entry.file_name()) => {
+                scan.skip("hidden");
+                if entry.file_type().is_dir() {
+                    walk.skip_current_dir();
+                }
+            }
+            Ok(entry) if entry.file_type().is_dir() => {}
+            Ok(entry) => file(root, &entry, split, rule, scan),
+            Err(error) if error.path().and_then(Path::file_name).is_some_and(is_hidden) => scan.skip("hidden"),
             Err(error) => {
-                let path = error.path().map(|path| path.strip_prefix(root).unwrap_or(path));
-                let path = path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
-                let (kind, reason) = match error.loop_ancestor() {
-                    Some(_) => ("link_loop", "a symbolic link that leads back to a folder above it".to_owned()),
-                    None => {
-                        ("unreadable", error.io_error().map_or_else(|| error.to_string(), ToString::to_string))
+                let path = error.path().map_or_else(String::new, |path| shown(path.strip_prefix(root).unwrap_or(path)));
+                match (error.loop_ancestor(), error.io_error()) {
+                    (Some(_), _) => {
+                        let reason = "a symbolic link that leads back to a folder above it; remove the link";
+                        scan.fail(&path, split, "link_loop", reason);
                     }
-                };
-                scan.fail(&path, split, kind, reason);
+                    (None, Some(error)) => scan.fail(&path, split, "unreadable", error),
+                    (None, None) => scan.fail(&path, split, "unreadable", error),
+                }
             }
         }
     }
 }
 
-fn is_hidden(entry: &DirEntry) -> bool {
-    entry.file_name().as_encoded_bytes().starts_with(b".")
+fn is_hidden(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
 }
 
 fn file(root: &Path, entry: &DirEntry, split: Split, rule: &LabelRule, scan: &mut Scan) {
     let path = entry.path();
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
-    if let Some(ending) = ending
-        && !ENDINGS.contains(&ending.as_str())
-    {
-        *scan.skipped.entry(ending).or_default() += 1;
-        return;
-    }
     let relative = path.strip_prefix(root).unwrap_or(path);
+    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+    match ending.as_deref() {
+        Some(raw) if RAW.contains(&raw) => {
+            let reason = format!("raw photographs ({raw}) are not supported; convert the file to jpeg or png");
+            return scan.fail(&shown(relative), split, "unsupported", reason);
+        }
+        Some(ending) if !PICTURES.contains(&ending) => return scan.skip(ending),
+        None if !begins_as_picture(path) => return scan.skip("no ending"),
+        _ if !entry.file_type().is_file() => {
+            return scan.fail(&shown(relative), split, "not_a_file", "neither a file nor a folder");
+        }
+        _ => {}
+    }
     let parts: Option<Vec<&str>> = relative.components().map(|part| part.as_os_str().to_str()).collect();
     let Some(parts) = parts else {
         let reason = "the name is not valid UTF-8; rename the file or its folder";
-        scan.fail(&relative.to_string_lossy(), split, "name", reason);
-        return;
+        return scan.fail(&shown(relative), split, "name", reason);
     };
     let id = parts.join("/");
     scan.images.push(ImageRef { label: rule.label(&id), id, split, path: path.to_owned() });
+}
+
+/// A file without an ending may be anything (`LICENSE`, `Makefile`), so its first bytes decide.
+fn begins_as_picture(path: &Path) -> bool {
+    let mut head = Vec::new();
+    let is_file = std::fs::metadata(path).is_ok_and(|kind| kind.is_file());
+    is_file && File::open(path).and_then(|file| file.take(32).read_to_end(&mut head)).is_ok() && decode::is_picture(&head)
 }

@@ -1,63 +1,92 @@
 //! A CSV, JSONL or Parquet table with a row per picture, read by DataFusion.
 //!
-//! Columns: `path` (or `file_name`, `filename`), and if wanted `label`, `split` (`gallery` or `train`; `query`, `queries`
-//! or `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder.
+//! Columns: `path` (or `file_name`, `filename`), and if wanted `label`, `split` (`gallery` or `train`; `query` or
+//! `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder.
+//!
+//! The rows keep their order and every value is taken as text: `007` stays a label of three characters.
 
-use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Component, Path, PathBuf};
 
-use datafusion::arrow::array::{Array, AsArray, RecordBatch};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::DataType;
-use datafusion::prelude::{CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionContext};
+use datafusion::arrow::datatypes::{DataType, Field, Schema};
+use datafusion::error::DataFusionError;
+use datafusion::prelude::{
+    CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
+};
 
-use super::{ImageRef, Scan, ScanError, Split};
+use super::{ImageRef, LabelRule, Scan, ScanError, Split};
 
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
 
+/// Whether `path` is a manifest, by its ending.
+pub fn is_manifest(path: &Path) -> bool {
+    let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
+}
+
 /// Adds the manifest's rows. A row that names no split belongs to `default`.
-pub(super) async fn scan(manifest: &Path, default: Split, scan: &mut Scan) -> Result<(), ScanError> {
+///
+/// Where there is no `label` column a pattern is applied to the ids; folders give no labels here, since a manifest's
+/// pictures often lie in one folder.
+pub(super) async fn scan(
+    manifest: &Path,
+    default: Split,
+    rule: &LabelRule,
+    scan: &mut Scan,
+) -> Result<(), ScanError> {
     let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
-    let frame = read(manifest).await.map_err(|error| wrong(error.strip_backtrace()))?;
-    let columns: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
-    let find = |names: &[&str]| columns.iter().position(|column| names.contains(&column.as_str()));
+    // DataFusion's chain of errors ends in the one that names the row.
+    let failed = |error: DataFusionError| wrong(error.strip_backtrace());
+    let frame = read(manifest).await.map_err(failed)?;
+    let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let find = |wanted: &[&str]| wanted.iter().find_map(|name| names.iter().position(|found| found == name));
     let Some(path) = find(&PATH) else {
-        let found = columns.join(", ");
+        let found = names.join(", ");
         return Err(wrong(format!("no column `path` (or file_name, filename); found: {found}")));
     };
     let (label, split) = (find(&["label"]), find(&["split"]));
     let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
     let folder = manifest.parent().unwrap_or(Path::new(""));
-    let mut known: HashSet<(Split, String)> = HashSet::new();
+    let absolute = std::path::absolute(folder).map_err(|error| wrong(error.to_string()))?;
     let mut number = 0;
-    for batch in frame.collect().await.map_err(|error| wrong(error.strip_backtrace()))? {
-        let paths = Column::new(&batch, Some(path)).map_err(wrong)?;
-        let labels = Column::new(&batch, label).map_err(wrong)?;
-        let splits = Column::new(&batch, split).map_err(wrong)?;
-        let queries = Column::new(&batch, is_query).map_err(wrong)?;
-        let galleries = Column::new(&batch, is_gallery).map_err(wrong)?;
+    for batch in frame.collect().await.map_err(failed)? {
+        let column = |index| Column::new(&batch, index).map_err(wrong);
+        let (paths, labels, splits) = (column(Some(path))?, column(label)?, column(split)?);
+        let (queries, galleries) = (column(is_query)?, column(is_gallery)?);
         for row in 0..batch.num_rows() {
             number += 1;
-            let Some(path) = paths.get(row).filter(|path| !path.is_empty()) else {
+            let Some(path) = paths.get(row) else {
                 scan.fail(&format!("row {number}"), default, "name", "the row names no picture");
                 continue;
             };
-            let of_row = splits_of(splits.get(row), queries.get(row), galleries.get(row), default);
-            let of_row = of_row.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
-            for split in of_row {
+            let sides = match is_query.or(is_gallery) {
+                Some(_) => flagged(&queries, &galleries, row),
+                None => named(splits.get(row), default).map(|split| vec![split]),
+            };
+            let sides = sides.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
+            if sides.is_empty() {
+                scan.skip("rows that are neither query nor gallery");
+            }
+            for split in sides {
+                let id = id(path, folder, &absolute);
                 let file = folder.join(path);
-                let id = id(path, folder);
-                if !known.insert((split, id.clone())) {
-                    let reason = format!("row {number} names {path} again; each picture may stand there once");
-                    return Err(wrong(reason));
+                match std::fs::metadata(&file) {
+                    Ok(kind) if kind.is_file() => {
+                        let given = labels.get(row).map(str::to_owned);
+                        let label = match rule {
+                            LabelRule::Regex(_) if label.is_none() => rule.label(&id),
+                            _ => given,
+                        };
+                        scan.images.push(ImageRef { id, split, label, path: file });
+                    }
+                    Ok(_) => scan.fail(&id, split, "not_a_file", format!("row {number} names a folder")),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        let reason = format!("the file that row {number} names is missing: {}", file.display());
+                        scan.fail(&id, split, "missing", reason);
+                    }
+                    Err(error) => scan.fail(&id, split, "unreadable", error.to_string()),
                 }
-                if !file.is_file() {
-                    let reason = if file.is_dir() { "the row names a folder" } else { "the file is missing" };
-                    scan.fail(&id, split, "missing", reason);
-                    continue;
-                }
-                let label = labels.get(row).filter(|label| !label.is_empty()).map(str::to_owned);
-                scan.images.push(ImageRef { id, split, label, path: file });
             }
         }
     }
@@ -65,90 +94,111 @@ pub(super) async fn scan(manifest: &Path, default: Split, scan: &mut Scan) -> Re
 }
 
 async fn read(manifest: &Path) -> datafusion::error::Result<DataFrame> {
-    let context = SessionContext::new();
-    let path = manifest.to_string_lossy().into_owned();
+    // One partition: several would hand over their rows in the order in which they finish.
+    let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
+    // A URL, because DataFusion reads `*`, `?` and `[` in a plain path as a pattern.
+    let external = |error: std::io::Error| DataFusionError::External(Box::new(error));
+    let path = std::path::absolute(manifest).map_err(external)?;
+    let url = url::Url::from_file_path(&path).map(String::from).unwrap_or_else(|()| path.display().to_string());
     let ending = format!(".{}", manifest.extension().unwrap_or_default().to_string_lossy());
     match ending.to_ascii_lowercase().as_str() {
-        // Labels such as 007 and split flags such as 0/1 are text here; nothing is to be guessed.
         ".csv" => {
-            let schema = csv_schema(manifest)?;
+            let schema = header(manifest)?;
             let options =
                 CsvReadOptions::new().file_extension(&ending).schema(&schema).newlines_in_values(true);
-            context.read_csv(path, options).await
+            context.read_csv(url, options).await
         }
-        ".parquet" => {
-            context.read_parquet(path, ParquetReadOptions::default().file_extension(&ending)).await
+        ".parquet" => context.read_parquet(url, ParquetReadOptions::default().file_extension(&ending)).await,
+        _ => {
+            // All rows are looked at: a label may first turn up in a late one.
+            let options = JsonReadOptions::default().file_extension(&ending).schema_infer_max_records(usize::MAX);
+            context.read_json(url, options).await
         }
-        _ => context.read_json(path, JsonReadOptions::default().file_extension(&ending)).await,
     }
 }
 
-/// All columns of the header as text.
-fn csv_schema(manifest: &Path) -> datafusion::error::Result<datafusion::arrow::datatypes::Schema> {
-    use datafusion::arrow::datatypes::{Field, Schema};
-    let external = |error: csv::Error| datafusion::error::DataFusionError::External(Box::new(error));
+/// The columns of a CSV file, all as text.
+fn header(manifest: &Path) -> datafusion::error::Result<Schema> {
+    let external = |error: csv::Error| DataFusionError::External(Box::new(error));
     let mut reader = csv::Reader::from_path(manifest).map_err(external)?;
-    let headers = reader.headers().map_err(external)?;
-    let fields = headers.iter().map(|name| Field::new(name.trim_start_matches('\u{feff}'), DataType::Utf8, true));
-    Ok(Schema::new(fields.collect::<Vec<_>>()))
+    let names = reader.headers().map_err(external)?.iter();
+    let names = names.map(|name| Field::new(name.trim_start_matches('\u{feff}').trim(), DataType::Utf8, true));
+    Ok(Schema::new(names.collect::<Vec<_>>()))
 }
 
-/// A column as text, whatever its type; absent columns give nothing.
-struct Column(Option<datafusion::arrow::array::ArrayRef>);
+/// A column as text, whatever its type; an absent one is empty.
+struct Column(Option<ArrayRef>);
 
 impl Column {
     fn new(batch: &RecordBatch, index: Option<usize>) -> Result<Column, String> {
         let text = |index: usize| {
-            cast(batch.column(index), &DataType::Utf8).map_err(|_| {
-                format!("column `{}` is not text", batch.schema().field(index).name())
-            })
+            let name = || batch.schema().field(index).name().clone();
+            cast(batch.column(index), &DataType::Utf8).map_err(|_| format!("column `{}` is not text", name()))
         };
         Ok(Column(index.map(text).transpose()?))
     }
 
+    /// The value, where there is one; an empty text is none.
     fn get(&self, row: usize) -> Option<&str> {
-        let column = self.0.as_ref()?;
-        column.is_valid(row).then(|| column.as_string::<i32>().value(row))
+        let column = self.0.as_ref().filter(|column| column.is_valid(row))?;
+        Some(column.as_string::<i32>().value(row)).filter(|text| !text.is_empty())
     }
 }
 
-/// The sides that a row belongs to: with OML's two flags it may be both.
-fn splits_of(
-    split: Option<&str>,
-    is_query: Option<&str>,
-    is_gallery: Option<&str>,
-    default: Split,
-) -> Result<Vec<Split>, String> {
-    if is_query.is_some() || is_gallery.is_some() {
-        let mut splits = Vec::new();
-        if flag(is_gallery)? {
-            splits.push(Split::Gallery);
-        }
-        if flag(is_query)? {
-            splits.push(Split::Query);
-        }
-        return Ok(splits);
-    }
-    match split.map(str::to_ascii_lowercase).as_deref() {
-        None | Some("") => Ok(vec![default]),
-        Some("gallery" | "train" | "index") => Ok(vec![Split::Gallery]),
-        Some("query" | "queries" | "test") => Ok(vec![Split::Query]),
-        Some(other) => Err(format!("split `{other}` is neither gallery (train) nor query (test)")),
-    }
-}
-
-fn flag(text: Option<&str>) -> Result<bool, String> {
-    match text.map(str::to_ascii_lowercase).as_deref() {
-        Some("true" | "1") => Ok(true),
-        None | Some("" | "false" | "0") => Ok(false),
+/// The sides that OML's two flags name: both, one, or none (its training rows). Of a single flag, "no" means the other.
+fn flagged(queries: &Column, galleries: &Column, row: usize) -> Result<Vec<Split>, String> {
+    let flag = |column: &Column| match column.get(row).map(str::to_ascii_lowercase).as_deref() {
+        Some("true" | "1" | "1.0") => Ok(true),
+        None | Some("false" | "0" | "0.0") => Ok(false),
         Some(other) => Err(format!("`{other}` is neither true nor false")),
+    };
+    let (query, gallery) = match (&queries.0, &galleries.0) {
+        (Some(_), None) => (flag(queries)?, !flag(queries)?),
+        (None, Some(_)) => (!flag(galleries)?, flag(galleries)?),
+        _ => (flag(queries)?, flag(galleries)?),
+    };
+    let sides = [(gallery, Split::Gallery), (query, Split::Query)];
+    Ok(sides.into_iter().filter_map(|(yes, split)| yes.then_some(split)).collect())
+}
+
+fn named(split: Option<&str>, default: Split) -> Result<Split, String> {
+    match split.map(str::to_ascii_lowercase).as_deref() {
+        None => Ok(default),
+        Some("gallery" | "train") => Ok(Split::Gallery),
+        Some("query" | "test") => Ok(Split::Query),
+        Some(other) => {
+            let help = "rename it, or leave these rows out of the manifest";
+            Err(format!("split `{other}` is neither gallery (train) nor query (test); {help}"))
+        }
     }
 }
 
-/// The path as written, `/`-separated, without `./`; absolute ones relative to the manifest's folder where they are below it.
-fn id(path: &str, folder: &Path) -> String {
+/// The path as written, `/`-separated, without `.` parts; an absolute one below the manifest's folder becomes relative.
+fn id(path: &str, folder: &Path, absolute: &Path) -> String {
     let path = Path::new(path);
-    let relative = path.strip_prefix(folder).unwrap_or(path);
-    let parts = relative.components().filter(|part| !matches!(part, std::path::Component::CurDir));
-    parts.map(|part| part.as_os_str().to_string_lossy().into_owned()).collect::<Vec<_>>().join("/").replace("//", "/")
+    let relative = path.strip_prefix(absolute).or_else(|_| path.strip_prefix(folder)).unwrap_or(path);
+    let parts = relative.components().filter(|part| !matches!(part, Component::CurDir));
+    parts.collect::<PathBuf>().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_paths_as_written_but_clean() {
+        let id = |path| id(path, Path::new("lists"), Path::new("/data/lists"));
+        assert_eq!(id("./a//b/./1.jpg"), "a/b/1.jpg");
+        assert_eq!(id("/data/lists/a/1.jpg"), "a/1.jpg");
+        assert_eq!(id("/elsewhere/1.jpg"), "/elsewhere/1.jpg");
+        assert_eq!(id("../1.jpg"), "../1.jpg");
+    }
+
+    #[test]
+    fn splits_have_the_names_that_people_use() {
+        assert_eq!(named(Some("Train"), Split::Query), Ok(Split::Gallery));
+        assert_eq!(named(Some("test"), Split::Gallery), Ok(Split::Query));
+        assert_eq!(named(None, Split::Query), Ok(Split::Query));
+        assert!(named(Some("val"), Split::Query).is_err_and(|reason| reason.contains("`val` is neither")));
+    }
 }

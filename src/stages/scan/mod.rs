@@ -7,7 +7,11 @@
 mod folder;
 mod manifest;
 
+pub use manifest::is_manifest;
+
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,10 +87,11 @@ pub struct ScanOptions {
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub struct Scan {
-    /// Sorted by (split, id).
+    /// Sorted by (split, id), which is unique.
     pub images: Vec<ImageRef>,
+    /// Sorted by (split, path).
     pub failures: Vec<Failure>,
-    /// Files that are no pictures by their ending, counted by it (`txt`, `csv`, …).
+    /// What is no picture and need not be one, counted by ending (`txt`, `csv`, …) or as `hidden` and `no ending`.
     pub skipped: BTreeMap<String, usize>,
 }
 
@@ -101,9 +106,23 @@ impl Scan {
         });
     }
 
+    fn skip(&mut self, kind: &str) {
+        *self.skipped.entry(kind.to_owned()).or_default() += 1;
+    }
+
+    /// Images, failures, skipped.
+    fn counts(&self) -> [usize; 3] {
+        [self.images.len(), self.failures.len(), self.skipped.values().sum()]
+    }
+
     /// Pictures looked at: found, or failed before they could be.
     pub fn scanned(&self) -> usize {
         self.images.len() + self.failures.len()
+    }
+
+    /// Pictures without a class.
+    pub fn unlabelled(&self) -> usize {
+        self.images.iter().filter(|image| image.label.is_none()).count()
     }
 }
 
@@ -112,12 +131,33 @@ impl Scan {
 /// # Errors
 /// See [`ScanError`]: a root that is missing, unreadable or without pictures. Trouble below a root is a [`Failure`].
 pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
+    let ScanOptions { gallery, queries, label } = options;
     let mut scan = Scan::default();
-    scan_root("gallery", &options.gallery, Split::Gallery, &options.label, &mut scan).await?;
-    if let Some(queries) = &options.queries {
-        scan_root("queries", queries, Split::Query, &options.label, &mut scan).await?;
+    scan_root("gallery", gallery, Split::Gallery, label, &mut scan).await?;
+    require("gallery", gallery, Split::Gallery, &scan, [0; 3])?;
+    // One manifest may hold both sides, and is then read once.
+    if let Some(queries) = queries {
+        let before = scan.counts();
+        if !(queries == gallery && is_manifest(queries)) {
+            scan_root("queries", queries, Split::Query, label, &mut scan).await?;
+        }
+        require("queries", queries, Split::Query, &scan, before)?;
     }
+    // Stable: of two pictures of one id the one named first stays first.
     scan.images.sort_by(|a, b| (a.split, &a.id).cmp(&(b.split, &b.id)));
+    let mut images: Vec<ImageRef> = Vec::with_capacity(scan.images.len());
+    for image in std::mem::take(&mut scan.images) {
+        match images.last().filter(|first| (first.split, &first.id) == (image.split, &image.id)) {
+            Some(first) => {
+                let label = |image: &ImageRef| image.label.clone().unwrap_or_else(|| "no label".to_owned());
+                let (first, again) = (label(first), label(&image));
+                let reason = format!("the id is taken by an earlier row; it keeps that row's label ({first}), not {again}");
+                scan.fail(&image.id, image.split, "duplicate", reason);
+            }
+            None => images.push(image),
+        }
+    }
+    scan.images = images;
     scan.failures.sort_by(|a, b| (a.split, &a.path).cmp(&(b.split, &b.path)));
     Ok(scan)
 }
@@ -131,37 +171,66 @@ async fn scan_root(
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
     let unreadable = |source| ScanError::Unreadable { what, path: root.to_owned(), source };
-    let (images, failures) = (scan.images.len(), scan.failures.len());
     let kind = std::fs::metadata(root).map_err(unreadable)?;
     if kind.is_dir() {
         std::fs::read_dir(root).map_err(unreadable)?;
         folder::scan(root, split, label, scan);
-    } else if crate::config::is_manifest(root) {
-        manifest::scan(root, split, scan).await?;
+        Ok(())
+    } else if is_manifest(root) {
+        manifest::scan(root, split, label, scan).await
     } else {
-        return Err(ScanError::NotAFolder { what, path: root.to_owned() });
+        Err(ScanError::NotAFolder { what, path: root.to_owned() })
     }
-    if scan.images.len() == images {
-        let bad = scan.failures.len() - failures;
-        let skipped: usize = scan.skipped.values().sum();
-        let seen = format!("{skipped} other files, {bad} unusable ones");
-        return Err(ScanError::Empty { what, path: root.to_owned(), seen });
+}
+
+/// There must be pictures of this split; else what was seen since `before` says why not.
+fn require(
+    what: &'static str,
+    root: &Path,
+    split: Split,
+    scan: &Scan,
+    before: [usize; 3],
+) -> Result<(), ScanError> {
+    if scan.images.iter().any(|image| image.split == split) {
+        return Ok(());
     }
-    Ok(())
+    let counts = scan.counts();
+    let [images, failures, skipped] = [0, 1, 2].map(|i| counts[i] - before[i]);
+    let mut seen = format!("{skipped} other files, {failures} unusable ones");
+    if let Some(Failure { path, reason, .. }) = scan.failures.get(before[1]) {
+        seen += &format!(", such as {path}: {reason}");
+    }
+    if images > 0 {
+        seen += &format!(", {images} rows of the other split");
+    }
+    Err(ScanError::Empty { what, path: root.to_owned(), seen })
+}
+
+/// A path for a person to find: bytes that are no UTF-8 are written as `\xff`.
+fn shown(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_encoded_bytes().utf8_chunks() {
+        text += chunk.valid();
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
 }
 
 /// Reads every file once. The order is kept; a file that cannot be read, or is empty, becomes a [`Failure`].
 ///
-/// When `stop` is set the rest is left out of both lists.
+/// When `stop` is set the rest is left out of both lists. Files are read in pieces: their size does not matter.
 pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure>) {
     let hashed: Vec<Result<Seen, Failure>> = images
         .into_par_iter()
         .filter(|_| !stop.load(Ordering::Relaxed))
-        .map(|image| match std::fs::read(&image.path) {
-            Ok(bytes) if bytes.is_empty() => Err(failure(&image, "empty", "the file is empty".to_owned())),
-            Ok(bytes) => Ok(Seen { sha256: sha256_hex(&bytes), image }),
-            Err(error) => Err(failure(&image, "unreadable", error.to_string())),
-        })
+        .map_init(
+            || vec![0; 1 << 16],
+            |buffer, image| match hash_file(&image.path, buffer) {
+                Ok(None) => Err(failure(&image, "empty", "the file is empty".to_owned())),
+                Ok(Some(sha256)) => Ok(Seen { image, sha256 }),
+                Err(error) => Err(failure(&image, "unreadable", error.to_string())),
+            },
+        )
         .collect();
     let mut seen = Vec::with_capacity(hashed.len());
     let mut failures = Vec::new();
@@ -172,6 +241,24 @@ pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure
         }
     }
     (seen, failures)
+}
+
+/// Hex SHA-256 of a file; nothing where it is empty.
+fn hash_file(path: &Path, buffer: &mut [u8]) -> std::io::Result<Option<String>> {
+    let mut file = File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut length = 0;
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok((length > 0).then(|| hex::encode(hasher.finalize()))),
+            Ok(count) => {
+                hasher.update(&buffer[..count]);
+                length += count;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn failure(image: &ImageRef, kind: &str, reason: String) -> Failure {
