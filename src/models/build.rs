@@ -11,8 +11,7 @@
 //! - The weights want BGR. The first kernel's input channels are flipped instead of the pixels.
 //!
 //! Outputs: `embedding`, `float32 [N, 512]`, of length 1, for other users of the file; and `pooled`, the same before
-//! normalisation, which imagedex reads and normalises in `f64`, so that `normalize = none` needs no file of its own and
-//! `bf16` arithmetic does not blur the length.
+//! normalisation, which imagedex reads and normalises in `f64`, so that `normalize = none` needs no file of its own.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -30,6 +29,14 @@ use super::{ModelError, Pooling};
 
 /// Mean of each channel over ImageNet, in RGB order: Keras' `preprocess_input` mode `caffe` (there as B, G, R).
 const MEAN_RGB: [f32; 3] = [123.68, 116.779, 103.939];
+
+/// What the int8 graph subtracts from the pixels, and the number in its fourth input channel. The grey is the middle of 8
+/// bits; the constant makes the fourth channel's weights about as large as the others', so that one step serves all.
+const GREY: u8 = 128;
+const CONSTANT: u8 = 32;
+
+/// Weights of one channel of a kernel.
+const PLANE: usize = KERNEL * KERNEL;
 
 /// Height and width of the input.
 const SIDE: i64 = 224;
@@ -140,22 +147,19 @@ pub(super) fn graph(
     // The cheap order: one byte per channel is moved, not four.
     let planar =
         draw.node("Transpose", &["images"], "planar", vec![AttributeProto::ints("perm", &[0, 3, 1, 2])]);
-    let float =
-        draw.node("Cast", &[&planar], "float", vec![AttributeProto::int("to", i64::from(data_type::FLOAT))]);
-    draw.initializers.push(TensorProto::f32("mean", &[1, 3, 1, 1], &MEAN_RGB));
-    let mut x = draw.node("Sub", &[&float, "mean"], "centred", vec![]);
-    // Step of the 8-bit numbers in `x`; none in the float graph and after the last convolution.
-    let mut step: Option<f32> = None;
-    if ranges.is_some() {
-        let [least, greatest] = [-MEAN_RGB[0], 255.0 - MEAN_RGB[2]];
-        let input_step = (greatest - least) / LEVELS;
-        x = draw.quantised(&x, input_step, (-least / input_step).round_ties_even() as u8);
-        step = Some(input_step);
-    }
+    // `step` is that of the 8-bit numbers in `x`; none in the float graph and after the last convolution.
+    let (mut x, mut step) = match ranges {
+        None => (draw.centred(&planar), None),
+        Some(_) => (draw.centred_at_grey(&planar), Some(1.0)),
+    };
 
     for (i, conv) in convs.iter().enumerate() {
         let name = conv.name;
-        let kernel = if i == 0 { flip_inputs(conv) } else { conv.kernel.clone() };
+        let kernel = match (i, ranges) {
+            (0, None) => flip_inputs(conv),
+            (0, Some(_)) => with_constant_channel(&flip_inputs(conv)),
+            _ => conv.kernel.clone(),
+        };
         let (kernel, bias) = draw.parameters(conv, &kernel, step);
         let attributes = vec![
             AttributeProto::ints("kernel_shape", &[KERNEL as i64; 2]),
@@ -174,7 +178,7 @@ pub(super) fn graph(
             _ => None,
         };
         if let Some(step) = step {
-            x = draw.quantised(&x, step, 0);
+            x = draw.quantised(&x, step);
         }
         let block_ends = convs.get(i + 1).is_none_or(|next| next.name[..6] != name[..6]);
         if block_ends {
@@ -183,7 +187,7 @@ pub(super) fn graph(
             x = draw.node("MaxPool", &[&x], &format!("{}_pool", &name[..6]), window);
             // The greatest of some 8-bit numbers is one of them, so this pair changes nothing; it lets the runtime pool bytes.
             if let Some(step) = step {
-                x = draw.quantised(&x, step, 0);
+                x = draw.quantised(&x, step);
             }
         }
     }
@@ -242,11 +246,34 @@ impl Drawing {
         output.into()
     }
 
-    /// Rounds `x` to 8 unsigned bits, one step for the whole tensor; `zero` stands for 0 (0 after a ReLU).
-    fn quantised(&mut self, x: &str, step: f32, zero: u8) -> String {
+    /// Pixels minus the means, as floats.
+    fn centred(&mut self, planar: &str) -> String {
+        let to_float = AttributeProto::int("to", i64::from(data_type::FLOAT));
+        let float = self.node("Cast", &[planar], "float", vec![to_float]);
+        self.initializers.push(TensorProto::f32("mean", &[1, 3, 1, 1], &MEAN_RGB));
+        self.node("Sub", &[&float, "mean"], "centred", vec![])
+    }
+
+    /// Pixels minus [`GREY`], which 8 bits hold exactly, and a fourth channel that is [`CONSTANT`] everywhere.
+    ///
+    /// Pixels minus the *means* are no whole numbers; rounding them costs more accuracy than any other layer. So the rest of
+    /// each mean is left to the first kernel: it weighs the constant channel. Outside the picture that channel is 0 like
+    /// the others, so the zero padding is still Keras'.
+    fn centred_at_grey(&mut self, planar: &str) -> String {
+        // One channel more behind the three: begins and ends of the axes N, C, H, W.
+        self.initializers.push(TensorProto::i64("one_channel_more", &[8], &[0, 0, 0, 0, 0, 1, 0, 0]));
+        self.initializers.push(TensorProto::u8("constant", &[], &[GREY + CONSTANT]));
+        self.initializers.push(TensorProto::f32("pixel_scale", &[], &[1.0]));
+        self.initializers.push(TensorProto::u8("pixel_zero", &[], &[GREY]));
+        let four = self.node("Pad", &[planar, "one_channel_more", "constant"], "with_constant", vec![]);
+        self.node("DequantizeLinear", &[&four, "pixel_scale", "pixel_zero"], "centred", vec![])
+    }
+
+    /// Rounds `x`, which is never negative, to 8 unsigned bits: one step for the whole tensor, zero point 0.
+    fn quantised(&mut self, x: &str, step: f32) -> String {
         let (scale, point) = (format!("{x}_scale"), format!("{x}_zero"));
         self.initializers.push(TensorProto::f32(&scale, &[], &[step]));
-        self.initializers.push(TensorProto::u8(&point, &[], &[zero]));
+        self.initializers.push(TensorProto::u8(&point, &[], &[0]));
         let bytes = self.node("QuantizeLinear", &[x, &scale, &point], &format!("{x}_q"), vec![]);
         self.node("DequantizeLinear", &[&bytes, &scale, &point], &format!("{x}_dq"), vec![])
     }
@@ -254,8 +281,8 @@ impl Drawing {
     /// Kernel and bias of a convolution: floats where its input is float (`input_step` is `None`), else 8-bit weights with
     /// one step per output channel and 32-bit biases in units of the products' step.
     fn parameters(&mut self, conv: &Conv, kernel: &[f32], input_step: Option<f32>) -> (String, String) {
-        let (outputs, inputs, side) = (conv.outputs as i64, conv.inputs as i64, KERNEL as i64);
-        let shape = [outputs, inputs, side, side];
+        let (outputs, inputs) = (conv.outputs as i64, (kernel.len() / (conv.outputs * PLANE)) as i64);
+        let shape = [outputs, inputs, KERNEL as i64, KERNEL as i64];
         let (w, b) = (format!("{}_kernel", conv.name), format!("{}_bias", conv.name));
         let Some(input_step) = input_step else {
             self.initializers.push(TensorProto::f32(&w, &shape, kernel));
@@ -312,11 +339,25 @@ impl Drawing {
 
 /// BGR → RGB: the input channels of a kernel in reverse order.
 fn flip_inputs(conv: &Conv) -> Vec<f32> {
-    let plane = KERNEL * KERNEL;
     conv.kernel
-        .chunks_exact(conv.inputs * plane)
-        .flat_map(|output| output.chunks_exact(plane).rev().flatten().copied())
+        .chunks_exact(conv.inputs * PLANE)
+        .flat_map(|output| output.chunks_exact(PLANE).rev().flatten().copied())
         .collect()
+}
+
+/// The first kernel, RGB, with a fourth input channel for [`Drawing::centred_at_grey`]: the three others times what is
+/// missing from the grey to their means.
+fn with_constant_channel(rgb_kernel: &[f32]) -> Vec<f32> {
+    let mut kernel = Vec::with_capacity(rgb_kernel.len() / 3 * 4);
+    for output in rgb_kernel.chunks_exact(3 * PLANE) {
+        kernel.extend_from_slice(output);
+        for place in 0..PLANE {
+            let shift =
+                |channel: usize| output[channel * PLANE + place] * (f32::from(GREY) - MEAN_RGB[channel]);
+            kernel.push((shift(0) + shift(1) + shift(2)) / f32::from(CONSTANT));
+        }
+    }
+    kernel
 }
 
 /// The step of each output channel and the weights in these steps.
@@ -335,4 +376,46 @@ fn quantise_kernel(kernel: &[f32], outputs: usize) -> (Vec<f32>, Vec<i8>) {
         );
     }
     (steps, weights)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_rounded_to_the_nearest_of_127_steps() {
+        let (steps, weights) = quantise_kernel(&[127.0, -63.4, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0], 2);
+        assert_eq!(steps, [1.0, 1.0]);
+        assert_eq!(weights, [127, -63, 0, 2, 0, 0, 0, 0]);
+        let (steps, weights) = quantise_kernel(&[-2.54, 1.27], 1);
+        assert!((steps[0] - 0.02).abs() < 1e-8);
+        assert_eq!(weights, [-127, 63]);
+    }
+
+    /// The int8 graph's first layer has to see the very numbers that the float one sees.
+    #[test]
+    fn grey_and_the_constant_channel_together_are_the_means() {
+        let kernel: Vec<f32> = (0..2 * 3 * PLANE).map(|i| (i as f32 * 0.7).sin()).collect();
+        let four = with_constant_channel(&kernel);
+        let pixel = [200.0, 17.0, 90.0];
+        for output in 0..2 {
+            for place in 0..PLANE {
+                let weight = |channel: usize| kernel[(output * 3 + channel) * PLANE + place];
+                let expected: f32 = (0..3).map(|c| weight(c) * (pixel[c] - MEAN_RGB[c])).sum();
+                let weight = |channel: usize| four[(output * 4 + channel) * PLANE + place];
+                let grey: f32 = (0..3).map(|c| weight(c) * (pixel[c] - f32::from(GREY))).sum();
+                let found = grey + weight(3) * f32::from(CONSTANT);
+                assert!((found - expected).abs() < 1e-3, "{found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_kernel_takes_rgb() {
+        let kernel = (0..2 * 3 * PLANE).map(|i| i as f32).collect();
+        let conv = Conv { name: "c", inputs: 3, outputs: 2, kernel, bias: vec![0.0; 2] };
+        let flipped = flip_inputs(&conv);
+        assert_eq!([flipped[0], flipped[9], flipped[18], flipped[27]], [18.0, 9.0, 0.0, 45.0]);
+        assert_eq!(flipped[26], 8.0);
+    }
 }

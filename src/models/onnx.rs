@@ -12,6 +12,7 @@ pub mod data_type {
     pub const UINT8: i32 = 2;
     pub const INT8: i32 = 3;
     pub const INT32: i32 = 6;
+    pub const INT64: i32 = 7;
 }
 
 /// `AttributeProto.AttributeType`: the kinds used here.
@@ -119,6 +120,10 @@ impl TensorProto {
 
     pub fn i32(name: &str, dims: &[i64], values: &[i32]) -> Self {
         Self::raw(name, dims, data_type::INT32, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    pub fn i64(name: &str, dims: &[i64], values: &[i64]) -> Self {
+        Self::raw(name, dims, data_type::INT64, values.iter().flat_map(|value| value.to_le_bytes()).collect())
     }
 
     pub fn i8(name: &str, dims: &[i64], values: &[i8]) -> Self {

@@ -7,11 +7,17 @@ use imagedex::embedders::onnx::{OnnxEmbedder, runtime_facts};
 use imagedex::embedders::{Embedder, Runtime};
 use imagedex::models::calibrate::Ranges;
 use imagedex::models::card::{Card, ModelChoice};
+use imagedex::models::onnx::{
+    AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto,
+    data_type,
+};
 use imagedex::models::weights::{self, KERNEL};
-use imagedex::models::{FileState, ModelSpec, Normalize, Precision, Provider, build, verify};
+use imagedex::models::{FileState, ModelSpec, Normalize, Pooling, Precision, Provider, build, verify};
 use imagedex::stages::decode::Picture;
 use imagedex::stages::preprocess::ImageBatch;
 use imagedex::stages::scan::Split;
+use prost::Message;
+use sha2::{Digest, Sha256};
 
 /// What set-up downloaded and built.
 pub fn cache() -> PathBuf {
@@ -205,8 +211,16 @@ fn a_library_that_cannot_be_loaded_is_one_clear_error() {
     let folder = tempfile::tempdir().unwrap();
     if let Some(library) = std::env::var_os("IMAGEDEX_TEST_LIBRARY") {
         let runtime = Runtime { library: library.into(), threads: 1, cache: None };
-        match runtime_facts(&runtime) {
-            Ok(facts) => println!("LOADED {}", facts.onnxruntime),
+        let facts = match runtime_facts(&runtime) {
+            Ok(facts) => facts,
+            Err(error) => return println!("ERROR {error}"),
+        };
+        println!("LOADED {}", facts.onnxruntime);
+        let choice =
+            ModelChoice { provider: Provider::OpenVino, precision: Precision::Int8, ..Default::default() };
+        let spec = vgg16().resolve(&cache().join("models"), &choice).unwrap();
+        match OnnxEmbedder::load(spec, &runtime) {
+            Ok(embedder) => println!("USES {}", embedder.describe()),
             Err(error) => println!("ERROR {error}"),
         }
         return;
@@ -229,7 +243,21 @@ fn a_library_that_cannot_be_loaded_is_one_clear_error() {
         assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
         said
     };
-    assert!(says(&good).contains("LOADED 1."));
+    let whole = says(&good);
+    assert!(whole.contains("LOADED 1."), "{whole}");
+    if arms().iter().any(|(_, provider)| *provider == Provider::OpenVino) {
+        assert!(whole.contains("USES openvino 20"), "{whole}");
+    }
+
+    // ONNX Runtime without its providers beside it: no silent change to the CPU provider.
+    let lonely = folder.path().join("lonely");
+    std::fs::create_dir(&lonely).unwrap();
+    let library = std::fs::read_dir(&good).unwrap().map(|entry| entry.unwrap().path());
+    let library = library.filter(|path| path.to_str().unwrap().contains("libonnxruntime.")).min().unwrap();
+    std::fs::copy(&library, lonely.join(library.file_name().unwrap())).unwrap();
+    let said = says(&lonely);
+    assert!(said.contains("LOADED") && said.contains("ERROR provider openvino cannot be used"), "{said}");
+
     assert!(
         says(Path::new("libonnxruntime.so")).contains("ERROR cannot load"),
         "a relative path is relative to here"
@@ -241,6 +269,68 @@ fn a_library_that_cannot_be_loaded_is_one_clear_error() {
         let path = library.file_name().unwrap().to_str().unwrap();
         assert!(said.contains("ERROR cannot load the ONNX Runtime library"), "{said}");
         assert!(said.contains(path) && said.contains("make setup") && said.contains(reason), "{said}");
+    }
+}
+
+/// A card of one's own: a tiny encoder that gives the mean colour.
+#[test]
+fn any_encoder_works_through_a_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = |op: &str, input: &str, output: &str, attribute| NodeProto {
+        op_type: op.into(),
+        input: vec![input.into()],
+        output: vec![output.into()],
+        attribute,
+        ..Default::default()
+    };
+    let n = || Dimension::symbol("pictures");
+    let pixels = vec![n(), Dimension::fixed(4), Dimension::fixed(4), Dimension::fixed(3)];
+    let over_pixels = vec![AttributeProto::ints("axes", &[1, 2]), AttributeProto::int("keepdims", 0)];
+    let graph = GraphProto {
+        name: "mean_colour".into(),
+        node: vec![
+            node("Cast", "rgb", "float", vec![AttributeProto::int("to", data_type::FLOAT.into())]),
+            node("ReduceMean", "float", "colour", over_pixels),
+        ],
+        input: vec![ValueInfoProto::tensor("rgb", data_type::UINT8, pixels)],
+        output: vec![ValueInfoProto::tensor("colour", data_type::FLOAT, vec![n(), Dimension::fixed(3)])],
+        ..Default::default()
+    };
+    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 13 }];
+    let model =
+        ModelProto { ir_version: 8, graph: Some(graph), opset_import, ..Default::default() }.encode_to_vec();
+    std::fs::write(folder.path().join("colour.onnx"), &model).unwrap();
+    let card = format!(
+        "name = 'colour'\ndescription = 'mean colour'\nlicence = 'MIT'\nsource = 'this test'\ninput = 'rgb'\noutput = 'colour'\n\
+         side = 4\ndim = 3\nnon_negative = true\nresize = 'bilinear'\n\
+         [[file]]\nfile = 'colour.onnx'\nformat = 'fp32'\nsha256 = '{}'\n",
+        hex::encode(Sha256::digest(&model))
+    );
+    std::fs::write(folder.path().join("colour.toml"), card).unwrap();
+
+    let card = Card::load(&folder.path().join("colour.toml")).unwrap();
+    let choice = |provider| ModelChoice {
+        provider,
+        pooling: Pooling::Model,
+        normalize: Normalize::None,
+        batch: 3,
+        ..Default::default()
+    };
+    let open = |provider| {
+        let spec = card.resolve(&cache().join("models"), &choice(provider)).unwrap();
+        imagedex::embedders::open(spec, &runtime(1))
+    };
+    let mut embedder = open(Provider::Cpu).unwrap();
+    let found = embedder.embed(batch(&[&[30, 60, 90].repeat(16), &[1, 2, 255].repeat(16)])).unwrap();
+    assert_eq!(found.vectors, [30.0, 60.0, 90.0, 1.0, 2.0, 255.0]);
+
+    // OpenVINO leaves so small a graph to the CPU provider: which would be a silent change of provider.
+    let openvino_is_there = arms().iter().any(|(_, provider)| *provider == Provider::OpenVino);
+    if openvino_is_there {
+        let Err(error) = open(Provider::OpenVino) else {
+            panic!("nodes went to another provider in silence")
+        };
+        assert!(error.to_string().contains("fallback to CPU EP has been explicitly disabled"), "{error}");
     }
 }
 
