@@ -69,7 +69,8 @@ fn photos(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(files.len() as u64)).sample_size(10);
     let options = DecodeOptions::default();
     group.bench_function("decode", |bencher| {
-        bencher.iter(|| files.iter().filter(|bytes| decode::decode(black_box(bytes), &options).is_ok()).count());
+        bencher
+            .iter(|| files.iter().filter(|bytes| decode::decode(black_box(bytes), &options).is_ok()).count());
     });
     group.bench_function("decode, hash and resize (nearest)", |bencher| {
         bencher.iter(|| {

@@ -29,11 +29,15 @@ fn main() -> anyhow::Result<()> {
     let drawn = tempfile::tempdir()?;
     let images = images(&root.join("../shared/data/grocery/dataset/test"), drawn.path())?;
     println!("{} pictures, {threads} threads, best of {ROUNDS} rounds\n", images.len());
-    println!("| precision | provider | decode, core-ms | model, core-ms | parts allow, /s | end to end, /s | reached |");
+    println!(
+        "| precision | provider | decode, core-ms | model, core-ms | parts allow, /s | end to end, /s | reached |"
+    );
     println!("|---|---|---:|---:|---:|---:|---:|");
-    for (precision, provider) in
-        [(Precision::Int8, Provider::OpenVino), (Precision::Bf16, Provider::OpenVino), (Precision::Int8, Provider::Cpu)]
-    {
+    for (precision, provider) in [
+        (Precision::Int8, Provider::OpenVino),
+        (Precision::Bf16, Provider::OpenVino),
+        (Precision::Int8, Provider::Cpu),
+    ] {
         let choice = ModelChoice { precision, provider, ..ModelChoice::default() };
         let spec = Card::find("vgg16")?.resolve(&cache.join("models"), &choice)?;
         let mut embedder = embedders::open(spec.clone(), &runtime)?;

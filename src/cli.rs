@@ -87,7 +87,13 @@ pub struct Search {
     /// The picture to search for
     pub image: PathBuf,
     /// The pipeline whose gallery is searched
-    #[arg(short, long, value_name = "PIPELINE.toml", env = "IMAGEDEX_PIPELINE", default_value = "pipelines/quickstart.toml")]
+    #[arg(
+        short,
+        long,
+        value_name = "PIPELINE.toml",
+        env = "IMAGEDEX_PIPELINE",
+        default_value = "pipelines/quickstart.toml"
+    )]
     pub pipeline: PathBuf,
     /// How many hits
     #[arg(short, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]

@@ -212,7 +212,8 @@ const PATH_KEYS: [&str; 7] =
 impl PipelineConfig {
     /// Reads `file` and lays `overrides` (`key.path=value`, from flags) and the environment over it.
     pub fn load(file: &Path, overrides: &[String]) -> Result<PipelineConfig, ConfigError> {
-        let environment = std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
+        let environment = std::env::vars_os()
+            .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)));
         Self::load_with(file, overrides, environment)
     }
 
@@ -238,7 +239,10 @@ impl PipelineConfig {
             .map_err(|error| parse_error(&origin, None, &error));
         for change in &changes {
             change.apply(&mut table);
-            parsed = table.clone().try_into::<PipelineFile>().map_err(|error| parse_error(&change.origin, None, &error));
+            parsed = table
+                .clone()
+                .try_into::<PipelineFile>()
+                .map_err(|error| parse_error(&change.origin, None, &error));
         }
         parsed?.finish(file, &origin, &folder)
     }
@@ -252,7 +256,8 @@ fn is_missing_key(parsed: &Result<PipelineFile, toml::de::Error>) -> bool {
 impl PipelineFile {
     fn finish(self, file: &Path, origin: &str, folder: &Path) -> Result<PipelineConfig, ConfigError> {
         let value_error = |key, reason: String| ConfigError::Value { origin: origin.to_owned(), key, reason };
-        let name = self.name.unwrap_or_else(|| file.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        let name =
+            self.name.unwrap_or_else(|| file.file_stem().unwrap_or_default().to_string_lossy().into_owned());
         let work = self.work.unwrap_or_else(|| folder.join("runs").join(&name));
         let label = match self.input.label {
             None => LabelRule::Folder,
@@ -264,7 +269,9 @@ impl PipelineFile {
                 "top_folder" => LabelRule::TopFolder,
                 "none" => LabelRule::None,
                 other => {
-                    let reason = format!("`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}");
+                    let reason = format!(
+                        "`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}"
+                    );
                     return Err(value_error("input.label", reason));
                 }
             },
@@ -411,7 +418,8 @@ fn absolute(path: &Path) -> PathBuf {
 /// Lets the relative paths of a file count from its folder.
 fn resolve_paths(table: &mut Table, folder: &Path) -> Table {
     for key in PATH_KEYS {
-        let (section, name) = key.split_once('.').map_or((None, key), |(section, name)| (Some(section), name));
+        let (section, name) =
+            key.split_once('.').map_or((None, key), |(section, name)| (Some(section), name));
         let holder = match section {
             None => Some(&mut *table),
             Some(section) => table.get_mut(section).and_then(Value::as_table_mut),
@@ -496,18 +504,28 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_known_one() {
-        let error = load("[input]\ngallery = 'a'\n[model]\nprecison = 'fp32'", &[], &[]).expect_err("misspelt");
+        let error =
+            load("[input]\ngallery = 'a'\n[model]\nprecison = 'fp32'", &[], &[]).expect_err("misspelt");
         assert_eq!(error, "shop.toml:4: unknown key `precison`; did you mean `precision`?");
-        let error = load("[input]\ngallery = 'a'", &["model.pooling=median"], &[]).expect_err("no such pooling");
+        let error =
+            load("[input]\ngallery = 'a'", &["model.pooling=median"], &[]).expect_err("no such pooling");
         assert!(error.starts_with("--set model.pooling=median: unknown variant `median`"), "{error}");
-        let error = load("[input]\ngallery = 'a'", &[], &[("IMAGEDEX_MODLE__POOLING", "max")]).expect_err("misspelt");
-        assert!(error.contains("IMAGEDEX_MODLE__POOLING: unknown key `modle`; did you mean `model`?"), "{error}");
+        let error =
+            load("[input]\ngallery = 'a'", &[], &[("IMAGEDEX_MODLE__POOLING", "max")]).expect_err("misspelt");
+        assert!(
+            error.contains("IMAGEDEX_MODLE__POOLING: unknown key `modle`; did you mean `model`?"),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_flag_wins_over_the_environment_and_that_over_the_file() {
         let text = "[input]\ngallery = 'a'\n[model]\nprecision = 'fp32'\npooling = 'avg'\nbatch = 4";
-        let environment = [("IMAGEDEX_MODEL__PRECISION", "bf16"), ("IMAGEDEX_MODEL__POOLING", "gem"), ("IMAGEDEX_LOG", "x")];
+        let environment = [
+            ("IMAGEDEX_MODEL__PRECISION", "bf16"),
+            ("IMAGEDEX_MODEL__POOLING", "gem"),
+            ("IMAGEDEX_LOG", "x"),
+        ];
         let config = load(text, &["model.precision=int8", "evaluate.k=[3, 1]"], &environment).expect("valid");
         assert_eq!(config.model.precision, Precision::Int8);
         assert_eq!(config.model.pooling, Pooling::Gem);

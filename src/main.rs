@@ -33,8 +33,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("IMAGEDEX_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("off,imagedex=info"));
+    let filter =
+        EnvFilter::try_from_env("IMAGEDEX_LOG").unwrap_or_else(|_| EnvFilter::new("off,imagedex=info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().init(),

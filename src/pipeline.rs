@@ -74,7 +74,8 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let path = run.report_dir().join("summary.json");
     if !path.is_file() {
-        let reason = format!("{} is missing; run `imagedex evaluate` or `imagedex run` first", path.display());
+        let reason =
+            format!("{} is missing; run `imagedex evaluate` or `imagedex run` first", path.display());
         return Err(UsageError(reason).into());
     }
     run.render(&RunReport::read(&path)?)?;
@@ -84,7 +85,8 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
 /// Checks all that a run needs, and says what it found.
 pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
-    let mut lines = vec![format!("work folder    {} is writable, no other run holds it", config.work.display())];
+    let mut lines =
+        vec![format!("work folder    {} is writable, no other run holds it", config.work.display())];
     let scan = run.scan()?;
     let count = |split| scan.images.iter().filter(|image| image.split == split).count();
     lines.push(format!(
@@ -262,11 +264,8 @@ impl<'a> Run<'a> {
 
     fn open_store(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
         let exif = self.config.input.exif.name();
-        let provenance = Provenance {
-            fingerprint: spec.fingerprint(exif),
-            dim: spec.dim,
-            facts: spec.provenance(exif),
-        };
+        let provenance =
+            Provenance { fingerprint: spec.fingerprint(exif), dim: spec.dim, facts: spec.provenance(exif) };
         Ok(self.block_on(FeatureStore::open_or_create(&self.config.features, &provenance))?)
     }
 
@@ -354,7 +353,14 @@ impl<'a> Run<'a> {
         let mut provenance = store.provenance().facts.clone();
         provenance["fingerprint"] = json!(store.provenance().fingerprint);
         provenance["imagedex"] = json!(env!("CARGO_PKG_VERSION"));
-        Ok(Extracted { books, failures, stages: stages.done, provenance, table_version: store.version(), exit })
+        Ok(Extracted {
+            books,
+            failures,
+            stages: stages.done,
+            provenance,
+            table_version: store.version(),
+            exit,
+        })
     }
 
     /// Says which pictures failed, and whether they are too many.
@@ -390,7 +396,8 @@ impl<'a> Run<'a> {
         let features = &self.config.features;
         let store = self.block_on(FeatureStore::open(features))?;
         store.ok_or_else(|| {
-            let reason = format!("{} holds no features yet; run `imagedex extract` first", features.display());
+            let reason =
+                format!("{} holds no features yet; run `imagedex extract` first", features.display());
             UsageError(reason).into()
         })
     }
@@ -468,7 +475,9 @@ impl<'a> Run<'a> {
     fn last_extract(&self) -> anyhow::Result<Extracted> {
         let path = self.run_file();
         if !path.is_file() {
-            return Err(UsageError(format!("{} is missing; run `imagedex extract` first", path.display())).into());
+            return Err(
+                UsageError(format!("{} is missing; run `imagedex extract` first", path.display())).into()
+            );
         }
         let record = RunRecord::read(&path)?;
         Ok(Extracted {

@@ -45,7 +45,8 @@ pub fn search(args: &Search) -> anyhow::Result<Exit> {
         let rows = hits.iter().enumerate().map(|(i, hit)| {
             format!("{:>3}  {:<10.6}  {}  {}\n", i + 1, hit.score, hit.id, label(&hit.id).unwrap_or_default())
         });
-        format!("  #  score       picture  label   ({}, {})\n", args.metric, loaded.index.name()) + &rows.collect::<String>()
+        format!("  #  score       picture  label   ({}, {})\n", args.metric, loaded.index.name())
+            + &rows.collect::<String>()
     };
     say(text.as_bytes())?;
     Ok(Exit::Done)

@@ -201,7 +201,8 @@ fn caught<T>(decoder: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, Deco
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("the decoder gave up");
         let text = text.trim_start_matches("libjpeg fatal error: ");
         // Lossless, 12-bit and arithmetic-coded JPEG: whole files of a kind that nobody else writes.
-        let kinds = ["Unsupported JPEG", "Unsupported color conversion", "Sorry, arithmetic", "Requested feature"];
+        let kinds =
+            ["Unsupported JPEG", "Unsupported color conversion", "Sorry, arithmetic", "Requested feature"];
         Err(match kinds.iter().any(|kind| text.starts_with(kind)) {
             true => DecodeError::Unsupported(format!("this kind of jpeg is not supported ({text})")),
             false => DecodeError::Corrupt(text.to_owned()),
@@ -316,9 +317,13 @@ fn other_format(bytes: &[u8], format: ImageFormat, options: &DecodeOptions) -> R
         DynamicImage::ImageLuma16(image) => image.pixels().flat_map(|p| [high(&p.0[0]); 3]).collect(),
         DynamicImage::ImageLumaA16(image) => image.pixels().flat_map(|p| [high(&p.0[0]); 3]).collect(),
         DynamicImage::ImageRgb16(image) => image.as_raw().iter().map(high).collect(),
-        DynamicImage::ImageRgba16(image) => image.pixels().flat_map(|p| [0, 1, 2].map(|i| high(&p.0[i]))).collect(),
+        DynamicImage::ImageRgba16(image) => {
+            image.pixels().flat_map(|p| [0, 1, 2].map(|i| high(&p.0[i]))).collect()
+        }
         DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
-            return Err(DecodeError::Unsupported("a picture of floating-point numbers is not supported".to_owned()));
+            return Err(DecodeError::Unsupported(
+                "a picture of floating-point numbers is not supported".to_owned(),
+            ));
         }
         eight_bits => eight_bits.into_rgb8().into_raw(),
     };
@@ -350,7 +355,9 @@ fn decode_error(error: ImageError, options: &DecodeOptions) -> DecodeError {
         ImageError::Limits(error) if matches!(error.kind(), LimitErrorKind::InsufficientMemory) => {
             DecodeError::Corrupt(format!("it asks for more memory than {} pixels need", options.max_pixels))
         }
-        ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => DecodeError::Truncated,
+        ImageError::IoError(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            DecodeError::Truncated
+        }
         other => {
             let text = other.to_string();
             let ended = ["unexpected end", "unexpected eof", "failed to fill whole buffer"];
@@ -429,7 +436,8 @@ pub fn batches(
     stop: &AtomicBool,
     mut send: impl FnMut(Decoded) -> bool,
 ) {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("decode-{i}"));
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("decode-{i}"));
     let Ok(pool) = pool.build() else {
         // The system refuses further threads: the work is done on this one.
         let images = images.iter().take_while(|_| !stop.load(Ordering::Relaxed));

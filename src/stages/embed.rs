@@ -129,7 +129,11 @@ pub fn embed<E: From<EmbedError>>(
         }
         progress.finish();
         if stop.load(Ordering::Relaxed) {
-            tracing::warn!("interrupted: {} of {} pictures are done and stored", embedded.pictures, images.len());
+            tracing::warn!(
+                "interrupted: {} of {} pictures are done and stored",
+                embedded.pictures,
+                images.len()
+            );
         }
         Ok(embedded)
     })

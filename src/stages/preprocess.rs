@@ -67,7 +67,9 @@ fn convolve(
     unsafe { resizer.set_cpu_extensions(cpu) };
     let source = fir::images::ImageRef::new(image.width, image.height, &image.rgb, fir::PixelType::U8x3)
         .map_err(|error| DecodeError::Corrupt(error.to_string()))?;
-    resizer.resize(&source, &mut target, &options).map_err(|error| DecodeError::Corrupt(error.to_string()))?;
+    resizer
+        .resize(&source, &mut target, &options)
+        .map_err(|error| DecodeError::Corrupt(error.to_string()))?;
     Ok(target.into_vec())
 }
 
@@ -107,7 +109,8 @@ mod tests {
     fn every_instruction_set_gives_the_same_pixels() {
         for (width, height) in [(32, 32), (500, 375), (31, 700), (224, 100)] {
             let image = picture(width, height);
-            for filter in [fir::FilterType::Bilinear, fir::FilterType::CatmullRom, fir::FilterType::Lanczos3] {
+            for filter in [fir::FilterType::Bilinear, fir::FilterType::CatmullRom, fir::FilterType::Lanczos3]
+            {
                 let plain = convolve(&image, 224, filter, fir::CpuExtensions::None).expect("valid");
                 let fast = convolve(&image, 224, filter, fir::CpuExtensions::default()).expect("valid");
                 assert_eq!(plain, fast, "{filter:?} of {width} x {height}");
@@ -121,7 +124,8 @@ mod tests {
         let rgb = (0..512).flat_map(|x| [(x / 2) as u8, (x % 2) as u8, 0]).collect();
         let image = DecodedImage { rgb, width: 512, height: 1, format: "png" };
         let pixels = nearest(&image, 224);
-        let columns: Vec<u16> = pixels[..36].chunks(3).map(|p| u16::from(p[0]) * 2 + u16::from(p[1])).collect();
+        let columns: Vec<u16> =
+            pixels[..36].chunks(3).map(|p| u16::from(p[0]) * 2 + u16::from(p[1])).collect();
         assert_eq!(columns, [1, 3, 5, 7, 10, 12, 14, 17, 19, 21, 23, 26]);
     }
 
@@ -134,22 +138,22 @@ mod tests {
             (
                 Resize::Bilinear,
                 [
-                    61, 98, 135, 135, 73, 110, 153, 146, 81, 113, 150, 132, 88, 125, 133, 132, 96, 133, 164, 124,
-                    128, 139, 136, 116, 110, 147, 107,
+                    61, 98, 135, 135, 73, 110, 153, 146, 81, 113, 150, 132, 88, 125, 133, 132, 96, 133, 164,
+                    124, 128, 139, 136, 116, 110, 147, 107,
                 ],
             ),
             (
                 Resize::Bicubic,
                 [
-                    55, 92, 136, 139, 67, 115, 158, 149, 73, 112, 153, 128, 84, 133, 138, 131, 87, 138, 168, 119,
-                    127, 150, 139, 110, 103, 155, 108,
+                    55, 92, 136, 139, 67, 115, 158, 149, 73, 112, 153, 128, 84, 133, 138, 131, 87, 138, 168,
+                    119, 127, 150, 139, 110, 103, 155, 108,
                 ],
             ),
             (
                 Resize::Lanczos,
                 [
-                    56, 90, 138, 138, 66, 124, 161, 147, 65, 112, 154, 123, 83, 144, 144, 128, 79, 143, 167, 114,
-                    124, 163, 142, 101, 95, 163, 114,
+                    56, 90, 138, 138, 66, 124, 161, 147, 65, 112, 154, 123, 83, 144, 144, 128, 79, 143, 167,
+                    114, 124, 163, 142, 101, 95, 163, 114,
                 ],
             ),
         ];

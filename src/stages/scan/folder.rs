@@ -12,8 +12,8 @@ use crate::stages::decode;
 
 /// Endings that say "a picture". `decode` goes by the content; of those it cannot read it says so.
 const PICTURES: [&str; 18] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "heic", "heif", "avif", "jxl",
-    "jp2", "ico",
+    "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "heic", "heif",
+    "avif", "jxl", "jp2", "ico",
 ];
 
 /// Endings of raw photographs. They look like TIFF inside, whose first page would be a thumbnail.
@@ -32,9 +32,13 @@ pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan)
             }
             Ok(entry) if entry.file_type().is_dir() => {}
             Ok(entry) => file(root, &entry, split, rule, scan),
-            Err(error) if error.path().and_then(Path::file_name).is_some_and(is_hidden) => scan.skip("hidden"),
+            Err(error) if error.path().and_then(Path::file_name).is_some_and(is_hidden) => {
+                scan.skip("hidden")
+            }
             Err(error) => {
-                let path = error.path().map_or_else(String::new, |path| shown(path.strip_prefix(root).unwrap_or(path)));
+                let path = error
+                    .path()
+                    .map_or_else(String::new, |path| shown(path.strip_prefix(root).unwrap_or(path)));
                 match (error.loop_ancestor(), error.io_error()) {
                     (Some(_), _) => {
                         let reason = "a symbolic link that leads back to a folder above it; remove the link";
@@ -58,7 +62,8 @@ fn file(root: &Path, entry: &DirEntry, split: Split, rule: &LabelRule, scan: &mu
     let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
     match ending.as_deref() {
         Some(raw) if RAW.contains(&raw) => {
-            let reason = format!("raw photographs ({raw}) are not supported; convert the file to jpeg or png");
+            let reason =
+                format!("raw photographs ({raw}) are not supported; convert the file to jpeg or png");
             return scan.fail(&shown(relative), split, "unsupported", reason);
         }
         Some(ending) if !PICTURES.contains(&ending) => return scan.skip(ending),
@@ -81,5 +86,7 @@ fn file(root: &Path, entry: &DirEntry, split: Split, rule: &LabelRule, scan: &mu
 fn begins_as_picture(path: &Path) -> bool {
     let mut head = Vec::new();
     let is_file = std::fs::metadata(path).is_ok_and(|kind| kind.is_file());
-    is_file && File::open(path).and_then(|file| file.take(32).read_to_end(&mut head)).is_ok() && decode::is_picture(&head)
+    is_file
+        && File::open(path).and_then(|file| file.take(32).read_to_end(&mut head)).is_ok()
+        && decode::is_picture(&head)
 }

@@ -82,7 +82,8 @@ pub(super) async fn scan(
                     }
                     Ok(_) => scan.fail(&id, split, "not_a_file", format!("row {number} names a folder")),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        let reason = format!("the file that row {number} names is missing: {}", file.display());
+                        let reason =
+                            format!("the file that row {number} names is missing: {}", file.display());
                         scan.fail(&id, split, "missing", reason);
                     }
                     Err(error) => scan.fail(&id, split, "unreadable", error.to_string()),
@@ -99,7 +100,8 @@ async fn read(manifest: &Path) -> datafusion::error::Result<DataFrame> {
     // A URL, because DataFusion reads `*`, `?` and `[` in a plain path as a pattern.
     let external = |error: std::io::Error| DataFusionError::External(Box::new(error));
     let path = std::path::absolute(manifest).map_err(external)?;
-    let url = url::Url::from_file_path(&path).map(String::from).unwrap_or_else(|()| path.display().to_string());
+    let url =
+        url::Url::from_file_path(&path).map(String::from).unwrap_or_else(|()| path.display().to_string());
     let ending = format!(".{}", manifest.extension().unwrap_or_default().to_string_lossy());
     match ending.to_ascii_lowercase().as_str() {
         ".csv" => {
@@ -111,7 +113,8 @@ async fn read(manifest: &Path) -> datafusion::error::Result<DataFrame> {
         ".parquet" => context.read_parquet(url, ParquetReadOptions::default().file_extension(&ending)).await,
         _ => {
             // All rows are looked at: a label may first turn up in a late one.
-            let options = JsonReadOptions::default().file_extension(&ending).schema_infer_max_records(usize::MAX);
+            let options =
+                JsonReadOptions::default().file_extension(&ending).schema_infer_max_records(usize::MAX);
             context.read_json(url, options).await
         }
     }
@@ -122,7 +125,8 @@ fn header(manifest: &Path) -> datafusion::error::Result<Schema> {
     let external = |error: csv::Error| DataFusionError::External(Box::new(error));
     let mut reader = csv::Reader::from_path(manifest).map_err(external)?;
     let names = reader.headers().map_err(external)?.iter();
-    let names = names.map(|name| Field::new(name.trim_start_matches('\u{feff}').trim(), DataType::Utf8, true));
+    let names =
+        names.map(|name| Field::new(name.trim_start_matches('\u{feff}').trim(), DataType::Utf8, true));
     Ok(Schema::new(names.collect::<Vec<_>>()))
 }
 

@@ -151,7 +151,9 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
             Some(first) => {
                 let label = |image: &ImageRef| image.label.clone().unwrap_or_else(|| "no label".to_owned());
                 let (first, again) = (label(first), label(&image));
-                let reason = format!("the id is taken by an earlier row; it keeps that row's label ({first}), not {again}");
+                let reason = format!(
+                    "the id is taken by an earlier row; it keeps that row's label ({first}), not {again}"
+                );
                 scan.fail(&image.id, image.split, "duplicate", reason);
             }
             None => images.push(image),
