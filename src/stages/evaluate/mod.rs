@@ -35,7 +35,7 @@ pub const FEW_QUERIES: usize = 30;
 /// Hits that are in memory at once, over all queries of a chunk: some 100 MB.
 const HITS_AT_ONCE: usize = 1_000_000;
 /// Queries on which an exact engine is checked against a scan of all rows.
-const CHECKED_QUERIES: usize = 200;
+const CHECKED_QUERIES: usize = 100;
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
