@@ -372,7 +372,7 @@ impl Search<'_> {
     /// The `k` best rows of each query, all rows scored in `f64`.
     fn ranked(&self, queries: &[&Prepared]) -> Vec<Vec<Key>> {
         // Queries that share a pass over the rows; fewer where there would not be work for every thread.
-        let tile = queries.len().div_ceil(2 * rayon::current_num_threads()).clamp(1, 8);
+        let tile = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, 8);
         queries.par_chunks(tile).flat_map_iter(|queries| self.ranked_tile(queries)).collect()
     }
 

@@ -30,12 +30,12 @@ use ranking::{Ranked, Truth};
 use relevance::{Gallery, Judgement};
 
 /// With fewer evaluated queries than this a difference between metrics says next to nothing: at 30, a share near one
-/// half still has a 95 % interval of ± 0.18 (Wilson).
+/// half still has a 95 % interval of ± 0.17 (Wilson).
 pub const FEW_QUERIES: usize = 30;
 /// Hits that are in memory at once, over all queries of a chunk: some 100 MB.
 const HITS_AT_ONCE: usize = 1_000_000;
 /// Queries on which an exact engine is checked against a scan of all rows.
-const CHECKED_QUERIES: usize = 200;
+const CHECKED_QUERIES: usize = 100;
 
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
@@ -60,10 +60,30 @@ pub enum EvaluateError {
         "engine {engine} has none of the metrics asked for ({metrics}): change evaluate.metrics or load.engine"
     )]
     NoSupportedMetric { engine: String, metrics: String },
-    #[error(transparent)]
+    #[error("a search failed: {0}")]
     Engine(#[from] EngineError),
     #[error("cannot write {path}: {reason}")]
     Write { path: String, reason: String },
+}
+
+impl EvaluateError {
+    /// Whether another configuration would help, rather than another state of engine, gallery or disk.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            EvaluateError::NoQueries
+            | EvaluateError::NothingAsked(_)
+            | EvaluateError::ZeroK
+            | EvaluateError::NoSupportedMetric { .. } => true,
+            EvaluateError::Engine(error) => {
+                matches!(error, EngineError::UnsupportedMetric { .. } | EngineError::ZeroK)
+            }
+            EvaluateError::EmptyGallery
+            | EvaluateError::Dimensions { .. }
+            | EvaluateError::RepeatedId { .. }
+            | EvaluateError::UnknownHit { .. }
+            | EvaluateError::Write { .. } => false,
+        }
+    }
 }
 
 /// Which pictures are the queries.

@@ -5,6 +5,8 @@
 
 use std::io::{self, Write};
 
+use serde_json::Value;
+
 use super::table::{Table, decimal};
 use super::{Exporter, RunReport};
 use crate::stages::evaluate::{Evaluation, FEW_QUERIES, MetricEvaluation, Mode, ModeEvaluation};
@@ -29,7 +31,8 @@ impl Exporter for Markdown {
             }
         }
         write_search_times(report, out)?;
-        write_run(report, out)
+        write_run(report, out)?;
+        write_provenance(&report.provenance, out)
     }
 }
 
@@ -85,18 +88,13 @@ pub fn verdict(mode: &ModeEvaluation) -> String {
     let next = others.filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater);
     let head = match names.as_slice() {
         [one] => format!("{one} has the highest MAP, {}", decimal(map)),
-        several => format!("{} rank alike, with a MAP of {}", several.join(", "), decimal(map)),
+        several => format!("{} rank alike and have the highest MAP, {}", several.join(", "), decimal(map)),
     };
     match next {
         None => format!("{head} (n = {n})."),
-        Some((next, next_map)) if names.len() == 1 => {
-            let next = next.metric;
-            format!("{head}; next is {next} with {} (n = {n}; significance not tested).", decimal(next_map))
-        }
         Some((next, next_map)) => {
-            let side = if next_map > map { "behind" } else { "ahead of or level with" };
             format!(
-                "{head}, {side} {} with {} (n = {n}; significance not tested).",
+                "{head}; next is {} with {} (n = {n}; significance not tested).",
                 next.metric,
                 decimal(next_map)
             )
@@ -313,6 +311,19 @@ fn write_run(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "{}", table.markdown())?;
     }
     Ok(())
+}
+
+/// One line for each fact, folded away.
+fn write_provenance(provenance: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let Some(facts) = provenance.as_object().filter(|facts| !facts.is_empty()) else {
+        return Ok(());
+    };
+    writeln!(out, "<details><summary>Made with</summary>\n")?;
+    for (name, fact) in facts {
+        let text = fact.as_str().map_or_else(|| fact.to_string(), str::to_owned);
+        writeln!(out, "- {}: {}", escape(name), escape(&text))?;
+    }
+    writeln!(out, "\n</details>")
 }
 
 /// Text from outside as Markdown that shows exactly that text, within one line and one cell.
