@@ -84,15 +84,27 @@ fn grey_alpha_and_sixteen_bits_become_plain_rgb() {
 #[test]
 fn cmyk_and_grey_jpeg_are_read_as_pillow_reads_them() {
     // Adobe's inverted inks: 255 is none. Pillow 13 gives these values for a flat picture of these inks.
-    for (inks, rgb) in [([255, 255, 255, 255], [255, 255, 255]), ([0, 255, 255, 255], [0, 255, 255]), ([255, 255, 255, 0], [0, 0, 0])] {
+    for (inks, rgb) in [
+        ([255, 255, 255, 255], [255, 255, 255]),
+        ([0, 255, 255, 255], [0, 255, 255]),
+        ([255, 255, 255, 0], [0, 0, 0]),
+    ] {
         let bytes = jpeg(mozjpeg::ColorSpace::JCS_CMYK, &inks.repeat(64), 8, 8);
         let found = decoded(&bytes).expect("cmyk");
-        assert!(found.rgb.chunks(3).all(|p| p.iter().zip(rgb).all(|(a, b)| a.abs_diff(b) <= 2)), "{inks:?}: {:?}", &found.rgb[..3]);
+        assert!(
+            found.rgb.chunks(3).all(|p| p.iter().zip(rgb).all(|(a, b)| a.abs_diff(b) <= 2)),
+            "{inks:?}: {:?}",
+            &found.rgb[..3]
+        );
     }
     // Pillow's `convert("RGB")` of CMYK rounds like this: 255 - ink, times black, over 255.
     let bytes = jpeg(mozjpeg::ColorSpace::JCS_CMYK, &[200, 100, 50, 128].repeat(64), 8, 8);
     let found = decoded(&bytes).expect("cmyk");
-    assert!(found.rgb.chunks(3).all(|p| p.iter().zip([100, 50, 25]).all(|(a, b)| a.abs_diff(b) <= 2)), "{:?}", &found.rgb[..3]);
+    assert!(
+        found.rgb.chunks(3).all(|p| p.iter().zip([100, 50, 25]).all(|(a, b)| a.abs_diff(b) <= 2)),
+        "{:?}",
+        &found.rgb[..3]
+    );
     let found = decoded(&jpeg(mozjpeg::ColorSpace::JCS_GRAYSCALE, &[77; 64], 8, 8)).expect("grey");
     assert!(found.rgb.iter().all(|&value| value.abs_diff(77) <= 1));
 }
@@ -141,7 +153,8 @@ fn each_kind_of_damage_has_its_name() {
     let mut trailing = whole.clone();
     trailing.extend(b"what cameras append");
     assert_eq!(decoded(&trailing).expect("fine").rgb, decoded(&whole).expect("fine").rgb);
-    for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP, ImageFormat::Gif] {
+    for format in [ImageFormat::Png, ImageFormat::Bmp, ImageFormat::Tiff, ImageFormat::WebP, ImageFormat::Gif]
+    {
         let whole = encoded(photo(64, 64), format);
         let found = kind(&whole[..whole.len() / 2]);
         assert!(["truncated", "corrupt"].contains(&found), "half a {format:?}: {found}");
@@ -174,7 +187,8 @@ fn crc32(bytes: &[u8]) -> u32 {
 fn a_folder_is_walked_whatever_its_names() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let png = encoded(photo(8, 8), ImageFormat::Png);
-    let names = ["a b/it's \"here\".PNG", "new\nline/ü.jpg", "x.jpg/inner.png", "no-ending/picture", "top.png"];
+    let names =
+        ["a b/it's \"here\".PNG", "new\nline/ü.jpg", "x.jpg/inner.png", "no-ending/picture", "top.png"];
     for name in names {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().expect("has one")).expect("writable");
@@ -203,7 +217,10 @@ fn what_is_meant_to_be_a_picture_is_never_dropped_in_silence() {
     std::fs::write(folder.path().join("phone.heic"), b"\0\0\0\x18ftypheic\0\0\0\0").expect("writable");
     let found = scan(folder.path(), LabelRule::None).expect("has pictures");
     assert_eq!(ids(&found), ["1.png", "phone.heic"], "the content of the second decides");
-    assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("raw.CR2", "unsupported"));
+    assert_eq!(
+        (found.failures[0].path.as_str(), found.failures[0].kind.as_str()),
+        ("raw.CR2", "unsupported")
+    );
     assert_eq!(kind(b"\0\0\0\x18ftypheic\0\0\0\0"), "unsupported");
     assert_eq!(kind(b"BMW is no bitmap, though it begins like one"), "not_a_picture");
 }
@@ -221,7 +238,8 @@ fn link_loops_dead_links_and_bad_names_are_failures() {
     std::fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"a/\xff.png")), &png).expect("writable");
     let found = scan(folder.path(), LabelRule::Folder).expect("has pictures");
     assert_eq!(ids(&found), ["a/1.png"]);
-    let kinds: Vec<_> = found.failures.iter().map(|failure| (failure.path.as_str(), failure.kind.as_str())).collect();
+    let kinds: Vec<_> =
+        found.failures.iter().map(|failure| (failure.path.as_str(), failure.kind.as_str())).collect();
     assert_eq!(kinds, [("a/\\xff.png", "name"), ("a/dead.png", "unreadable"), ("a/loop", "link_loop")]);
 }
 
@@ -229,7 +247,10 @@ fn link_loops_dead_links_and_bad_names_are_failures() {
 fn a_folder_without_pictures_is_an_error_that_names_it() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let error = scan(folder.path(), LabelRule::Folder).expect_err("empty").to_string();
-    assert!(error.contains("holds no pictures") && error.contains(&*folder.path().to_string_lossy()), "{error}");
+    assert!(
+        error.contains("holds no pictures") && error.contains(&*folder.path().to_string_lossy()),
+        "{error}"
+    );
     std::fs::write(folder.path().join("a.txt"), "text").expect("writable");
     let error = scan(folder.path(), LabelRule::Folder).expect_err("no pictures").to_string();
     assert!(error.contains("1 other files"), "{error}");
@@ -254,7 +275,8 @@ fn a_manifest_may_hold_both_sides_and_lie_anywhere() {
         text.write_record(["a", place.join(name).to_str().expect("UTF-8"), split]).expect("writable");
     }
     std::fs::write(&manifest, text.into_inner().expect("flushed")).expect("writable");
-    let options = ScanOptions { gallery: manifest.clone(), queries: Some(manifest), label: LabelRule::Folder };
+    let options =
+        ScanOptions { gallery: manifest.clone(), queries: Some(manifest), label: LabelRule::Folder };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let found = runtime.block_on(scan::scan(&options)).expect("valid");
     assert_eq!(ids(&found), ["line\nbreak.png", "say \"hi\".png", "ü, comma.png", "q.png"]);
@@ -266,8 +288,10 @@ fn a_parquet_manifest_is_read() {
     use parquet::arrow::ArrowWriter;
     let folder = tempfile::tempdir().expect("a temporary folder");
     photo(8, 8).save(folder.path().join("1.png")).expect("writable");
-    let path: arrow::array::ArrayRef = std::sync::Arc::new(arrow::array::StringArray::from(vec!["1.png", "2.png"]));
-    let label: arrow::array::ArrayRef = std::sync::Arc::new(arrow::array::Int64Array::from(vec![Some(7), None]));
+    let path: arrow::array::ArrayRef =
+        std::sync::Arc::new(arrow::array::StringArray::from(vec!["1.png", "2.png"]));
+    let label: arrow::array::ArrayRef =
+        std::sync::Arc::new(arrow::array::Int64Array::from(vec![Some(7), None]));
     let rows = arrow::array::RecordBatch::try_from_iter([("path", path), ("label", label)]).expect("valid");
     let manifest = folder.path().join("list.parquet");
     let file = std::fs::File::create(&manifest).expect("writable");
@@ -302,7 +326,10 @@ fn what_may_not_be_read_is_a_failure() {
     }
     assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("closed", "unreadable"));
     let (seen, failures) = scan::hash(found.images, &AtomicBool::new(false));
-    assert_eq!((seen.len(), failures[0].path.as_str(), failures[0].kind.as_str()), (1, "secret.png", "unreadable"));
+    assert_eq!(
+        (seen.len(), failures[0].path.as_str(), failures[0].kind.as_str()),
+        (1, "secret.png", "unreadable")
+    );
 }
 
 #[test]
@@ -317,17 +344,22 @@ fn manifests_say_what_is_wrong_with_them() {
         std::fs::write(&manifest, text).expect("writable");
         scan(&manifest, LabelRule::None)
     };
-    let found = read("path,label,split\n2.png,007,query\n./1.png,,train\nmissing.png,b,train\n").expect("valid");
+    let found =
+        read("path,label,split\n2.png,007,query\n./1.png,,train\nmissing.png,b,train\n").expect("valid");
     let rows: Vec<_> = found.images.iter().map(|i| (i.id.as_str(), i.split, i.label.as_deref())).collect();
     assert_eq!(rows, [("1.png", Split::Gallery, None), ("2.png", Split::Query, Some("007"))]);
     assert_eq!(found.unlabelled(), 1);
-    assert_eq!((found.failures[0].path.as_str(), found.failures[0].kind.as_str()), ("missing.png", "missing"));
+    assert_eq!(
+        (found.failures[0].path.as_str(), found.failures[0].kind.as_str()),
+        ("missing.png", "missing")
+    );
 
     let found = read("file_name,label,is_query,is_gallery\n1.png,a,true,true\n2.png,b,0,1\n").expect("valid");
     assert_eq!(found.images.len(), 3, "1.png stands on both sides");
 
     // OML's training rows carry no flags; they are neither searched in nor searched for.
-    let found = read("path,label,split,is_query,is_gallery\n1.png,a,train,,\n2.png,b,validation,True,True\n").expect("valid");
+    let found = read("path,label,split,is_query,is_gallery\n1.png,a,train,,\n2.png,b,validation,True,True\n")
+        .expect("valid");
     assert_eq!((ids(&found), found.skipped.len()), (vec!["2.png", "2.png"], 1));
 
     for (text, expected) in [
@@ -351,7 +383,11 @@ fn manifests_say_what_is_wrong_with_them() {
     assert!(failure.reason.contains("(a), not c"), "{}", failure.reason);
 
     let lines = folder.path().join("list.jsonl");
-    std::fs::write(&lines, "{\"path\": \"1.png\", \"label\": \"a\"}\n{\"path\": \"2.png\", \"label\": \"b\"}\n").expect("writable");
+    std::fs::write(
+        &lines,
+        "{\"path\": \"1.png\", \"label\": \"a\"}\n{\"path\": \"2.png\", \"label\": \"b\"}\n",
+    )
+    .expect("writable");
     assert_eq!(ids(&scan(&lines, LabelRule::None).expect("valid")), ["1.png", "2.png"]);
     std::fs::write(&lines, "{\"path\": \n").expect("writable");
     assert!(matches!(scan(&lines, LabelRule::None), Err(ScanError::Manifest { .. })));
@@ -396,8 +432,13 @@ fn batches_are_the_same_at_any_thread_count() {
         assert_eq!(flat(&one), flat(&many), "{threads} threads");
     }
     let mut count = 0;
-    let options =
-        PictureOptions { decode: DecodeOptions::default(), side: 16, resize: Resize::Nearest, batch: 8, threads: 2 };
+    let options = PictureOptions {
+        decode: DecodeOptions::default(),
+        side: 16,
+        resize: Resize::Nearest,
+        batch: 8,
+        threads: 2,
+    };
     decode::batches(&seen, &options, &go, |_| {
         count += 1;
         false
@@ -414,8 +455,13 @@ fn a_file_that_vanished_since_the_scan_is_a_failure() {
     let go = AtomicBool::new(false);
     let (seen, _): (Vec<Seen>, _) = scan::hash(found.images, &go);
     std::fs::remove_file(folder.path().join("1.png")).expect("removable");
-    let options =
-        PictureOptions { decode: DecodeOptions::default(), side: 16, resize: Resize::Nearest, batch: 8, threads: 1 };
+    let options = PictureOptions {
+        decode: DecodeOptions::default(),
+        side: 16,
+        resize: Resize::Nearest,
+        batch: 8,
+        threads: 1,
+    };
     let mut failures = Vec::new();
     decode::batches(&seen, &options, &go, |decoded| {
         failures.extend(decoded.failures);
@@ -433,8 +479,13 @@ fn a_file_that_changed_since_the_scan_carries_the_hash_of_what_was_decoded() {
     let go = AtomicBool::new(false);
     let (seen, _) = scan::hash(found.images, &go);
     photo(9, 9).save(&path).expect("writable");
-    let options =
-        PictureOptions { decode: DecodeOptions::default(), side: 16, resize: Resize::Nearest, batch: 8, threads: 1 };
+    let options = PictureOptions {
+        decode: DecodeOptions::default(),
+        side: 16,
+        resize: Resize::Nearest,
+        batch: 8,
+        threads: 1,
+    };
     let mut pictures = Vec::new();
     decode::batches(&seen, &options, &go, |decoded| {
         pictures.extend(decoded.batch.pictures);

@@ -28,12 +28,16 @@ fn the_books_follow_every_change() {
 
     shop.imagedex("run").exits(0);
     let second = books(&shop);
-    assert_eq!((&second["embedded"], &second["reused"], &second["failed"]), (&json!(0), &json!(8), &json!(0)));
+    assert_eq!(
+        (&second["embedded"], &second["reused"], &second["failed"]),
+        (&json!(0), &json!(8), &json!(0))
+    );
     assert_eq!(shop.run_json()["table_version"], version, "a second run commits nothing");
 
     shop.picture("gallery/stripes/5.png", 5); // one added
     shop.picture("gallery/stripes/1.png", 99); // one changed
-    std::fs::rename(shop.path("gallery/waves/40.png"), shop.path("gallery/waves/renamed.png")).expect("renamed");
+    std::fs::rename(shop.path("gallery/waves/40.png"), shop.path("gallery/waves/renamed.png"))
+        .expect("renamed");
     std::fs::remove_file(shop.path("gallery/waves/41.png")).expect("deleted");
     shop.imagedex("run").exits(0);
     let third = books(&shop);
