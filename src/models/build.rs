@@ -387,9 +387,9 @@ mod tests {
         let (steps, weights) = quantise_kernel(&[127.0, -63.4, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0], 2);
         assert_eq!(steps, [1.0, 1.0]);
         assert_eq!(weights, [127, -63, 0, 2, 0, 0, 0, 0]);
-        let (steps, weights) = quantise_kernel(&[-2.54, 1.27], 1);
+        let (steps, weights) = quantise_kernel(&[-2.54, 1.25], 1);
         assert!((steps[0] - 0.02).abs() < 1e-8);
-        assert_eq!(weights, [-127, 63]);
+        assert_eq!(weights, [-127, 62]);
     }
 
     /// The int8 graph's first layer has to see the very numbers that the float one sees.

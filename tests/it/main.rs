@@ -1,5 +1,7 @@
 //! All integration tests in one binary: one link, one start.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod support;
 
 mod bad_input;

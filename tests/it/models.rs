@@ -337,7 +337,10 @@ fn any_encoder_works_through_a_card() {
 #[test]
 fn a_second_runtime_in_one_process_is_refused() {
     runtime_facts(&runtime(1)).unwrap();
-    let other = Runtime { library: cache().join("runtime/onnxruntime/libopenvino.so"), ..runtime(1) };
+    let other = Runtime {
+        library: cache().join("runtime/onnxruntime/libonnxruntime_providers_shared.so"),
+        ..runtime(1)
+    };
     let message = runtime_facts(&other).unwrap_err().to_string();
     assert!(message.contains("already uses"), "{message}");
 }

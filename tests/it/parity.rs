@@ -9,7 +9,7 @@ fn figures(summary: &serde_json::Value, metric: &str) -> (f64, f64) {
     let found = metrics.iter().find(|row| row["metric"] == metric).expect("the metric");
     let micro = &found["micro"];
     let at = micro["at"].as_array().expect("cut-offs").iter().find(|at| at["k"] == 1).expect("k = 1");
-    (at["precision"].as_f64().expect("P@1"), micro["ap"].as_f64().expect("MAP"))
+    (at["precision"].as_f64().expect("P@1"), micro["map"].as_f64().expect("MAP"))
 }
 
 /// Runs `pipelines/grocery.toml` with one precision.

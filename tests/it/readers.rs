@@ -88,7 +88,8 @@ fn pictures() -> EmbeddingBatch {
     ];
     // Awkward numbers: subnormal, negative zero, the last bit of 1/3, very large.
     let awkward = [1.0e-42, -0.0, 1.0 / 3.0, 3.0e38, f32::MIN_POSITIVE, 0.1, 16_777_217.0, 1.0e-7];
-    let number = |i: usize| if i % 5 == 0 { awkward[(i / 5) % 8] } else { (i as f32 * 0.7).sin().max(0.0) };
+    let number =
+        |i: usize| if i.is_multiple_of(5) { awkward[(i / 5) % 8] } else { (i as f32 * 0.7).sin().max(0.0) };
     let vectors: Vec<f32> = (0..pictures.len() * DIM).map(number).collect();
     EmbeddingBatch { norms: vec![1.5, 0.1, 2.0, 3.0], pictures, dim: DIM, vectors }
 }

@@ -251,6 +251,7 @@ mod tests {
     /// `recip_rank`, and `success`, `P`, `recall`, `ndcg_cut` at 1, 5 and 10. Its scores were made from ranks, since it
     /// breaks ties by document id descending.
     #[rustfmt::skip]
+    #[expect(clippy::approx_constant, reason = "figures of another program, as it printed them")]
     const TREC_EVAL: [Judged; 10] = [
         Judged { ranked: "1", relevant: 1, ap: 1.0, r_precision: 1.0, rr: 1.0, hit: [1.0, 1.0, 1.0], precision: [1.0, 0.2, 0.1], recall: [1.0, 1.0, 1.0], ndcg: [1.0, 1.0, 1.0] },
         Judged { ranked: "01001", relevant: 2, ap: 0.45, r_precision: 0.5, rr: 0.5, hit: [0.0, 1.0, 1.0], precision: [0.0, 0.4, 0.2], recall: [0.0, 1.0, 1.0], ndcg: [0.0, 0.6240505200038379, 0.6240505200038379] },
