@@ -12,7 +12,7 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 	--only-binary=:all:
 
 .DEFAULT_GOAL := help
-.PHONY: help tools cargo-deny build setup setup-python samples-full verify index test fmt fmt-check lint docs deny advisories \
+.PHONY: help tools cargo-deny build setup setup-python samples-full verify index test grocery fmt fmt-check lint docs deny advisories \
 	bench completions ci clean distclean
 
 help: ## list these commands
@@ -63,6 +63,13 @@ samples-full: build ## all 60,000 sample pictures, in .cache/samples/cifar10-ful
 verify: build ## read everything that set-up downloaded again, and repair what is damaged
 	"$(IMAGEDEX)" setup --verify
 	"$(IMAGEDEX)" models verify
+
+grocery: setup ## label measures on ../shared/data/grocery, for each pooling and precision
+	@for pooling in max avg gem; do for precision in fp32 bf16 int8; do \
+		echo "== pooling $$pooling, $$precision"; \
+		"$(IMAGEDEX)" run pipelines/grocery.toml --set model.pooling=$$pooling --set model.precision=$$precision \
+			--set work=runs/grocery-$$pooling-$$precision || exit; \
+	done; done
 
 fmt: ## format the code
 	cargo fmt

@@ -12,6 +12,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);
+    quiet_panics();
     interrupt::listen();
     let exit = match commands::run(cli.command) {
         Ok(exit) => exit,
@@ -23,6 +24,19 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(exit as u8)
+}
+
+/// Libraries' worker threads panic on a full disk or a damaged picture, are caught, and become one clear error; the panic's
+/// own text is for those who ask (`IMAGEDEX_LOG=debug`). On the main thread it is a bug of ours, and is said.
+fn quiet_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() == Some("main") {
+            report(panic);
+        } else {
+            tracing::debug!(target: "imagedex", "{panic}");
+        }
+    }));
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
