@@ -6,9 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A way to compare two vectors. Serialised by its snake-case name (`cosine`, `dot_product`, `l1`, `l2`).
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub enum Metric {

@@ -7,9 +7,7 @@ use crate::stages::preprocess::ImageBatch;
 /// Why a batch could not be embedded. Never about one picture: those fail in `decode`.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbedError {
-    #[error(
-        "cannot load the ONNX Runtime library {path}: {reason}; run `make setup`, or point runtime.library at it"
-    )]
+    #[error("cannot load the ONNX Runtime library {path}: {reason}; run `make setup`, or point runtime.library at it")]
     Runtime { path: String, reason: String },
     #[error("provider {provider} cannot be used: {reason}")]
     Provider { provider: String, reason: String },
