@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! Parses the command line, runs the command, and turns the outcome into an exit code.
 
 use std::io::IsTerminal;
@@ -57,3 +58,6 @@ fn log_to_stderr(format: LogFormat) {
         }
     }
 }
+=======
+fn main(){}
+>>>>>>> store

@@ -124,7 +124,7 @@ fn run_python(python: &Path, script: &str, args: &[&Path], dir: &Path, input: &s
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{script} failed on\n{input}\n{errors}");
+    assert!(output.status.success(), "{script}: {}, on\n{input}\n{errors}", output.status);
     let text = String::from_utf8(output.stdout).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

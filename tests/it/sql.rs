@@ -66,7 +66,8 @@ async fn labels_are_counted() {
 #[tokio::test]
 async fn vectors_are_compared() {
     let query = "SELECT id, dot_product(embedding, [0.5, 2]) AS dot, l1_distance(embedding, [0.5, 2]) AS l1,
-                        l2_distance(embedding, [3.0, 4.0]) AS l2, cosine_similarity(embedding, [0.0, 3.0]) AS cosine
+                        l2_distance(embedding, [3.0, 4.0]) AS l2,
+                        cosine_similarity(embedding, [0.0, 3.0]) AS cosine
                  FROM features ORDER BY cosine DESC, id";
     assert_eq!(
         values(query).await,

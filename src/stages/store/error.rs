@@ -43,7 +43,7 @@ pub enum StoreError {
     #[error("{path} is not a feature table: {reason}; name an empty or new folder for `features`")]
     NotATable { path: String, reason: String },
     #[error(
-        "{path} was written by a newer imagedex (table schema {found}, this one knows {known}); update imagedex"
+        "{path} was written by a newer imagedex (schema {found}, this one knows {known}); update imagedex"
     )]
     NewerSchema { path: String, found: String, known: u32 },
     #[error("{path}: {reason}; {remedy}")]

@@ -13,7 +13,8 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, UInt64Type};
 use datafusion::prelude::SessionContext;
 
-use super::{CommitFacts, FeatureStore, StoreError, now_us, parse_split};
+use super::write::now_us;
+use super::{CommitFacts, FeatureStore, StoreError, parse_split};
 use crate::stages::scan::{ImageRef, Seen, Split};
 
 /// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the
@@ -206,8 +207,8 @@ const LOST_SOURCES: &str = "
     LIMIT 1";
 
 const COPIES: &str = "
-    SELECT ops.id, ops.label, ops.split, stored.sha256, stored.dhash, stored.width, stored.height, stored.format, stored.norm,
-           stored.embedding, ops.fingerprint, ops.indexed_at, ops.op
+    SELECT ops.id, ops.label, ops.split, stored.sha256, stored.dhash, stored.width, stored.height,
+           stored.format, stored.norm, stored.embedding, ops.fingerprint, ops.indexed_at, ops.op
     FROM ops LEFT JOIN features AS stored
          ON stored.split = ops.source_split AND stored.id = ops.source_id AND stored.sha256 = ops.sha256";
 

@@ -1,0 +1,254 @@
+//! Rows out of the table, always ordered by (`split`, `id`), so that equal tables read alike whatever commits made them.
+
+use std::fs;
+use std::path::PathBuf;
+
+use datafusion::arrow::array::{AsArray, RecordBatch};
+use datafusion::arrow::compute::cast;
+use datafusion::arrow::datatypes::DataType;
+use datafusion::dataframe::DataFrame;
+use datafusion::error::DataFusionError;
+use datafusion::prelude::{Expr, SessionContext, col, lit};
+use futures::StreamExt;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use super::schema::{append_rows, sort_by_key};
+use super::{COLUMNS, FeatureStore, StoreError, first_key};
+use crate::stages::embed::EmbeddingBatch;
+use crate::stages::scan::Split;
+
+/// Pictures that [`FeatureStore::for_each_batch`] holds at a time: 128 MiB of vectors with 512 numbers each.
+const BAND_ROWS: usize = 65_536;
+
+impl FeatureStore {
+    /// The table for a query of one's own, under the name `features`.
+    pub async fn context(&self) -> Result<SessionContext, StoreError> {
+        let context = SessionContext::new();
+        self.register(&context).await?;
+        Ok(context)
+    }
+
+    /// Makes the table known to `context` under the name `features`.
+    pub async fn register(&self, context: &SessionContext) -> Result<(), StoreError> {
+        let datafusion = |error| StoreError::datafusion(&self.dir, error);
+        let session = context.state();
+        self.table
+            .update_datafusion_session(&session)
+            .map_err(|error| StoreError::delta(&self.dir, error))?;
+        let provider = self.table.table_provider().await.map_err(datafusion)?;
+        context.register_table("features", provider).map_err(datafusion)?;
+        Ok(())
+    }
+
+    /// Number of pictures, of one split or of both.
+    pub async fn count(&self, split: Option<Split>) -> Result<usize, StoreError> {
+        let table = self.features(split.map(is_split)).await?;
+        match table.count().await {
+            Ok(count) => Ok(count),
+            Err(error) => Err(self.read_error(error)),
+        }
+    }
+
+    /// All rows, of one split or of both, ordered by (`split`, `id`): the same answer whatever the commits
+    /// before.
+    pub async fn read(&self, split: Option<Split>) -> Result<EmbeddingBatch, StoreError> {
+        let rows = self.count(split).await?;
+        self.read_rows(split.map(is_split), rows).await
+    }
+
+    /// Hands all rows to `f`, ordered by (`split`, `id`), `batch_rows` at a time (the last of a split may be
+    /// shorter).
+    ///
+    /// Bounded memory: rows are read in bands of [`BAND_ROWS`], each found by the first and last id in it. As
+    /// pictures are written in the order of their ids, most files and row groups of other bands are skipped
+    /// unread.
+    pub async fn for_each_batch<E: From<StoreError>>(
+        &self,
+        split: Option<Split>,
+        batch_rows: usize,
+        mut f: impl FnMut(&EmbeddingBatch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let batch_rows = batch_rows.max(1);
+        let band_rows = BAND_ROWS.div_ceil(batch_rows) * batch_rows;
+        for split in split.map_or(vec![Split::Gallery, Split::Query], |split| vec![split]) {
+            let ids = self.ids(split).await?;
+            for band in ids.chunks(band_rows) {
+                let [first, .., last] = band else {
+                    let id = band.first().cloned().unwrap_or_default();
+                    f(&self.read_rows(Some(is_split(split).and(col("id").eq(lit(id)))), 1).await?)?;
+                    continue;
+                };
+                let band_filter = is_split(split)
+                    .and(col("id").gt_eq(lit(first.as_str())))
+                    .and(col("id").lt_eq(lit(last.as_str())));
+                let rows = self.read_rows(Some(band_filter), band.len()).await?;
+                for start in (0..rows.len()).step_by(batch_rows) {
+                    f(&slice(&rows, start, batch_rows.min(rows.len() - start)))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids of a split, in order.
+    pub async fn ids(&self, split: Split) -> Result<Vec<String>, StoreError> {
+        let rows = self.features(Some(is_split(split))).await?;
+        let rows = self.collect(rows.select_columns(&["id"])).await?;
+        let mut ids: Vec<String> = Vec::new();
+        for batch in rows {
+            let column = cast(batch.column(0), &DataType::Utf8);
+            let column = column.map_err(|error| self.failed(error))?;
+            ids.extend(column.as_string::<i32>().iter().flatten().map(str::to_owned));
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Checks every row: values where they must be, vectors of the table's length, keys unique, one
+    /// fingerprint.
+    pub async fn verify(&self) -> Result<(), StoreError> {
+        let context = self.context().await?;
+        let nulls: Vec<String> =
+            COLUMNS.iter().filter(|name| **name != "label").map(|name| format!("{name} IS NULL")).collect();
+        let checks = [
+            (
+                format!("SELECT split, id FROM features WHERE {} LIMIT 1", nulls.join(" OR ")),
+                "a value is missing",
+            ),
+            (
+                format!(
+                    "SELECT split, id FROM features WHERE cardinality(embedding) <> {} LIMIT 1",
+                    self.dim()
+                ),
+                "the vector has another length than the table's",
+            ),
+            (
+                "SELECT split, id FROM features GROUP BY split, id HAVING count(*) > 1 LIMIT 1".into(),
+                "the key is there twice",
+            ),
+            (
+                format!(
+                    "SELECT split, id FROM features WHERE fingerprint <> '{}' LIMIT 1",
+                    self.provenance.fingerprint.replace('\'', "''")
+                ),
+                "the vector has another fingerprint than the table",
+            ),
+        ];
+        for (query, reason) in checks {
+            let found = self.collect(context.sql(&query).await).await?;
+            if let Some((split, id)) = found.iter().find_map(first_key) {
+                return Err(StoreError::Failed {
+                    path: self.shown(),
+                    reason: format!("{split} picture {id:?}: {reason}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The Parquet files that make up this version.
+    pub fn files(&self) -> Result<Vec<PathBuf>, StoreError> {
+        Ok(self.files_with_size()?.into_iter().map(|(file, _)| file).collect())
+    }
+
+    fn files_with_size(&self) -> Result<Vec<(PathBuf, u64)>, StoreError> {
+        let snapshot = self.table.snapshot().map_err(|error| StoreError::delta(&self.dir, error))?;
+        let file = |path: &str| path.split('/').fold(self.dir.clone(), |dir, part| dir.join(part));
+        Ok(snapshot
+            .log_data()
+            .into_iter()
+            .map(|add| (file(add.object_store_path().as_ref()), add.size().max(0) as u64))
+            .collect())
+    }
+
+    async fn features(&self, filter: Option<Expr>) -> Result<DataFrame, StoreError> {
+        let context = self.context().await?;
+        let table = context.table("features").await.and_then(|table| match filter {
+            Some(filter) => table.filter(filter),
+            None => Ok(table),
+        });
+        table.map_err(|error| StoreError::datafusion(&self.dir, error))
+    }
+
+    pub(super) async fn collect(
+        &self,
+        rows: Result<DataFrame, DataFusionError>,
+    ) -> Result<Vec<RecordBatch>, StoreError> {
+        let collected = match rows {
+            Ok(rows) => rows.collect().await,
+            Err(error) => Err(error),
+        };
+        collected.map_err(|error| self.read_error(error))
+    }
+
+    /// `expected` is the number of rows, for which memory is set aside.
+    async fn read_rows(&self, filter: Option<Expr>, expected: usize) -> Result<EmbeddingBatch, StoreError> {
+        let mut batch = EmbeddingBatch {
+            pictures: Vec::with_capacity(expected),
+            dim: self.dim(),
+            vectors: Vec::with_capacity(expected * self.dim()),
+            norms: Vec::with_capacity(expected),
+        };
+        let mut rows = match self.features(filter).await?.execute_stream().await {
+            Ok(rows) => rows,
+            Err(error) => return Err(self.read_error(error)),
+        };
+        while let Some(part) = rows.next().await {
+            let part = part.map_err(|error| self.read_error(error))?;
+            append_rows(&part, &mut batch).map_err(|reason| self.failed(reason))?;
+        }
+        sort_by_key(&mut batch);
+        Ok(batch)
+    }
+
+    /// Why reading failed: the query engine does not name the file, so the files are tried one by one.
+    fn read_error(&self, error: DataFusionError) -> StoreError {
+        self.diagnose().unwrap_or_else(|| StoreError::datafusion(&self.dir, error))
+    }
+
+    /// The first of the table's files that is missing, has another size than when it was written, or cannot
+    /// be read.
+    pub(super) fn diagnose(&self) -> Option<StoreError> {
+        for (file, size) in self.files_with_size().ok()? {
+            let damaged =
+                |reason: String| Some(StoreError::Damaged { file: file.display().to_string(), reason });
+            match fs::metadata(&file) {
+                Ok(metadata) if metadata.len() != size => {
+                    return damaged(format!("it has {} bytes of {size}", metadata.len()));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return damaged("it is missing".into());
+                }
+                Err(error) => return Some(StoreError::io(&file, &error)),
+            }
+            let opened = match fs::File::open(&file) {
+                Ok(opened) => opened,
+                Err(error) => return Some(StoreError::io(&file, &error)),
+            };
+            let read = ParquetRecordBatchReaderBuilder::try_new(opened)
+                .and_then(|builder| builder.build())
+                .map_err(|error| error.to_string())
+                .and_then(|mut rows| {
+                    rows.try_for_each(|rows| rows.map(drop)).map_err(|error| error.to_string())
+                });
+            if let Err(reason) = read {
+                return damaged(reason);
+            }
+        }
+        None
+    }
+}
+
+fn is_split(split: Split) -> Expr {
+    col("split").eq(lit(split.name()))
+}
+
+fn slice(rows: &EmbeddingBatch, start: usize, len: usize) -> EmbeddingBatch {
+    EmbeddingBatch {
+        pictures: rows.pictures[start..start + len].to_vec(),
+        dim: rows.dim,
+        vectors: rows.vectors[start * rows.dim..(start + len) * rows.dim].to_vec(),
+        norms: rows.norms[start..start + len].to_vec(),
+    }
+}
