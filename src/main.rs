@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! Parses the command line, runs the command, and turns the outcome into an exit code.
 
 use std::io::IsTerminal;
@@ -58,6 +57,3 @@ fn log_to_stderr(format: LogFormat) {
         }
     }
 }
-=======
-fn main(){}
->>>>>>> store
