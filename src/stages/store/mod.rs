@@ -1,4 +1,4 @@
-//! [`EmbeddingBatch`] ⇄ the feature table: a Delta table of Parquet files, one row for each picture, key
+//! [`EmbeddingBatch`](crate::stages::embed::EmbeddingBatch) ⇄ the feature table: a Delta table of Parquet files, one row for each picture, key
 //! (`split`, `id`).
 //!
 //! A run asks [`FeatureStore::plan`] what is to be done, embeds what it must, and writes with
