@@ -8,8 +8,10 @@
 //! - grey is repeated three times; alpha is dropped, not blended; palettes are expanded
 //! - 16 bits keep their high byte, grey ones too (Pillow clips 16-bit grey at 255, which leaves white)
 //! - CMYK and YCCK JPEG are taken as Adobe writes them (inverted), as Pillow does, without colour profile
-//! - of animations the first frame is taken; of multi-page TIFF the first page
-//! - the EXIF orientation is [an option](Exif)
+//! - of animations the first frame is taken (black around it where it is smaller than the whole, where Pillow takes
+//!   the palette's first colour); of multi-page TIFF the first page
+//! - the EXIF orientation is [an option](Exif) for every format (Pillow always applies it to TIFF)
+//! - TIFF of palettes, YCbCr, grey with alpha or floating-point numbers is not supported, and said so
 //! - a JPEG without its end is refused, as by Pillow; what follows the end is ignored
 
 use std::cell::Cell;
@@ -383,12 +385,16 @@ pub fn dhash(image: &DecodedImage) -> u64 {
     let grey = |row: usize, column: usize| -> u64 {
         let (ys, xs) = (span(row, ROWS, height), span(column, COLUMNS, width));
         let count = (ys.len() * xs.len()) as u64;
-        let sum: u64 = ys
-            .flat_map(|y| image.rgb[(y * width + xs.start) * 3..(y * width + xs.end) * 3].chunks_exact(3))
-            // ITU-R 601 luma in thousandths.
-            .map(|p| 299 * u64::from(p[0]) + 587 * u64::from(p[1]) + 114 * u64::from(p[2]))
-            .sum();
-        sum / count
+        let mut sums = [0_u64; 3];
+        for y in ys {
+            for pixel in image.rgb[(y * width + xs.start) * 3..(y * width + xs.end) * 3].chunks_exact(3) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += u64::from(*value);
+                }
+            }
+        }
+        // ITU-R 601 luma in thousandths.
+        (299 * sums[0] + 587 * sums[1] + 114 * sums[2]) / count
     };
     let mut bits = 0;
     for row in 0..ROWS {

@@ -97,6 +97,14 @@ fn cmyk_and_grey_jpeg_are_read_as_pillow_reads_them() {
             &found.rgb[..3]
         );
     }
+    // The same inks as YCCK, which is what Photoshop writes.
+    let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_CMYK);
+    encoder.set_color_space(mozjpeg::ColorSpace::JCS_YCCK);
+    encoder.set_size(8, 8);
+    let mut encoder = encoder.start_compress(Vec::new()).expect("starts");
+    encoder.write_scanlines(&[0, 255, 255, 255].repeat(64)).expect("writes");
+    let found = decoded(&encoder.finish().expect("finishes")).expect("ycck");
+    assert!(found.rgb.chunks(3).all(|p| p[0] < 6 && p[1] > 249 && p[2] > 249), "{:?}", &found.rgb[..3]);
     // Pillow's `convert("RGB")` of CMYK rounds like this: 255 - ink, times black, over 255.
     let bytes = jpeg(mozjpeg::ColorSpace::JCS_CMYK, &[200, 100, 50, 128].repeat(64), 8, 8);
     let found = decoded(&bytes).expect("cmyk");
