@@ -7,7 +7,7 @@ use anyhow::Context;
 use crate::cli::{Compute, Index, OriginalEngine, Retrieve};
 use crate::embedders::{self, Embedder, Runtime};
 use crate::engines::flat::Flat;
-use crate::engines::{Query, VectorIndex};
+use crate::engines::{Query, Searcher, VectorIndex};
 use crate::exchange;
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::STOP;

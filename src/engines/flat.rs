@@ -15,7 +15,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernels::{self, Kernel, Lanes, Sum};
-use super::{EngineError, Hit, Query, VectorIndex};
+use super::{EngineError, Hit, Query, Searcher, VectorIndex};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -60,7 +60,7 @@ fn failed(reason: &str) -> EngineError {
     EngineError::Failed { engine: "flat".to_owned(), reason: reason.to_owned() }
 }
 
-impl VectorIndex for Flat {
+impl Searcher for Flat {
     fn name(&self) -> &str {
         "flat"
     }
@@ -73,6 +73,42 @@ impl VectorIndex for Flat {
         true
     }
 
+    fn search(&self, query: &Query) -> Result<Vec<Hit>, EngineError> {
+        Ok(self.search_many(std::slice::from_ref(query))?.pop().unwrap_or_default())
+    }
+
+    fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
+        let table = self.table()?;
+        let prepared =
+            queries.iter().map(|query| table.prepare(query, self.kernel)).collect::<Result<Vec<_>, _>>()?;
+        let search = Search { table, kernel: self.kernel, non_negative: self.non_negative };
+        let (fast, mut full): (Vec<usize>, Vec<usize>) =
+            (0..prepared.len()).partition(|&i| search.suits_fast_scan(&prepared[i]));
+
+        let mut found: Vec<Option<Vec<Key>>> = vec![None; prepared.len()];
+        for metric in Metric::ALL {
+            let of_metric: Vec<usize> =
+                fast.iter().copied().filter(|&i| prepared[i].metric == metric).collect();
+            if of_metric.is_empty() {
+                continue;
+            }
+            let asked: Vec<&Prepared> = of_metric.iter().map(|&i| &prepared[i]).collect();
+            for (i, keys) in of_metric.into_iter().zip(search.nearest(metric, &asked)) {
+                if keys.is_none() {
+                    full.push(i);
+                }
+                found[i] = keys;
+            }
+        }
+        let asked: Vec<&Prepared> = full.iter().map(|&i| &prepared[i]).collect();
+        for (i, keys) in full.into_iter().zip(search.ranked(&asked)) {
+            found[i] = Some(keys);
+        }
+        Ok(found.into_par_iter().map(|keys| table.hits(&keys.unwrap_or_default())).collect())
+    }
+}
+
+impl VectorIndex for Flat {
     fn create(&mut self, dim: usize) -> Result<(), EngineError> {
         if dim == 0 {
             return Err(failed("vectors need at least one number"));
@@ -122,40 +158,6 @@ impl VectorIndex for Flat {
         let count = merged.len() as u64;
         self.table = Some(merged);
         Ok(count)
-    }
-
-    fn search(&self, query: &Query) -> Result<Vec<Hit>, EngineError> {
-        Ok(self.search_many(std::slice::from_ref(query))?.pop().unwrap_or_default())
-    }
-
-    fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
-        let table = self.table()?;
-        let prepared =
-            queries.iter().map(|query| table.prepare(query, self.kernel)).collect::<Result<Vec<_>, _>>()?;
-        let search = Search { table, kernel: self.kernel, non_negative: self.non_negative };
-        let (fast, mut full): (Vec<usize>, Vec<usize>) =
-            (0..prepared.len()).partition(|&i| search.suits_fast_scan(&prepared[i]));
-
-        let mut found: Vec<Option<Vec<Key>>> = vec![None; prepared.len()];
-        for metric in Metric::ALL {
-            let of_metric: Vec<usize> =
-                fast.iter().copied().filter(|&i| prepared[i].metric == metric).collect();
-            if of_metric.is_empty() {
-                continue;
-            }
-            let asked: Vec<&Prepared> = of_metric.iter().map(|&i| &prepared[i]).collect();
-            for (i, keys) in of_metric.into_iter().zip(search.nearest(metric, &asked)) {
-                if keys.is_none() {
-                    full.push(i);
-                }
-                found[i] = keys;
-            }
-        }
-        let asked: Vec<&Prepared> = full.iter().map(|&i| &prepared[i]).collect();
-        for (i, keys) in full.into_iter().zip(search.ranked(&asked)) {
-            found[i] = Some(keys);
-        }
-        Ok(found.into_par_iter().map(|keys| table.hits(&keys.unwrap_or_default())).collect())
     }
 }
 

@@ -58,8 +58,8 @@ pub enum EngineError {
     Failed { engine: String, reason: String },
 }
 
-/// An index of vectors. Hits come by score descending, then id ascending, in every engine.
-pub trait VectorIndex {
+/// Something that answers queries. Hits come by score descending, then id ascending, in every engine.
+pub trait Searcher {
     /// The name used in pipeline files and reports.
     fn name(&self) -> &str;
 
@@ -69,6 +69,23 @@ pub trait VectorIndex {
     /// Whether hits are always the true nearest ones.
     fn is_exact(&self) -> bool;
 
+    /// The most hits that one search can return. More may be asked for; a server just returns no more.
+    fn max_k(&self) -> usize {
+        usize::MAX
+    }
+
+    /// The `k` nearest pictures of one query.
+    fn search(&self, query: &Query) -> Result<Vec<Hit>, EngineError>;
+
+    /// The answers to many queries, in their order. Engines that can share work between queries override this.
+    fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
+        queries.iter().map(|query| self.search(query)).collect()
+    }
+}
+
+/// An index of vectors: what is put in with [`upsert`](VectorIndex::upsert) can be searched after
+/// [`commit`](VectorIndex::commit).
+pub trait VectorIndex: Searcher {
     /// Starts an empty index for vectors of `dim` numbers; what it held before is gone.
     fn create(&mut self, dim: usize) -> Result<(), EngineError>;
 
@@ -80,12 +97,4 @@ pub trait VectorIndex {
 
     /// Makes what was changed searchable; returns how many pictures are searchable now.
     fn commit(&mut self) -> Result<u64, EngineError>;
-
-    /// The `k` nearest pictures of one query.
-    fn search(&self, query: &Query) -> Result<Vec<Hit>, EngineError>;
-
-    /// The answers to many queries, in their order. Engines that can share work between queries override this.
-    fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
-        queries.iter().map(|query| self.search(query)).collect()
-    }
 }

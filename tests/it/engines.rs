@@ -2,7 +2,7 @@
 
 use imagedex::engines::flat::Flat;
 use imagedex::engines::kernels::Kernel;
-use imagedex::engines::{self, EngineConfig, EngineError, Hit, Query, VectorIndex};
+use imagedex::engines::{self, EngineConfig, EngineError, Hit, Query, Searcher, VectorIndex};
 use imagedex::metric::Metric;
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use imagedex::engines::flat::Flat;
-use imagedex::engines::{EngineError, Hit, Query, VectorIndex};
+use imagedex::engines::{EngineError, Hit, Query, Searcher, VectorIndex};
 use imagedex::metric::Metric;
 use imagedex::stages::decode::{Failure, Picture};
 use imagedex::stages::embed::EmbeddingBatch;
@@ -319,7 +319,7 @@ struct Faulty<F: Fn(Vec<Hit>) -> Vec<Hit>> {
     most_asked: AtomicUsize,
 }
 
-impl<F: Fn(Vec<Hit>) -> Vec<Hit>> VectorIndex for Faulty<F> {
+impl<F: Fn(Vec<Hit>) -> Vec<Hit>> Searcher for Faulty<F> {
     fn name(&self) -> &str {
         "faulty"
     }
@@ -328,18 +328,6 @@ impl<F: Fn(Vec<Hit>) -> Vec<Hit>> VectorIndex for Faulty<F> {
     }
     fn is_exact(&self) -> bool {
         false
-    }
-    fn create(&mut self, dim: usize) -> Result<(), EngineError> {
-        self.flat.create(dim)
-    }
-    fn upsert(&mut self, batch: &EmbeddingBatch) -> Result<(), EngineError> {
-        self.flat.upsert(batch)
-    }
-    fn delete(&mut self, ids: &[String]) -> Result<(), EngineError> {
-        self.flat.delete(ids)
-    }
-    fn commit(&mut self) -> Result<u64, EngineError> {
-        self.flat.commit()
     }
     fn search(&self, query: &Query) -> Result<Vec<Hit>, EngineError> {
         self.most_asked.fetch_max(query.k, Ordering::Relaxed);

@@ -17,7 +17,7 @@ mod timing;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::engines::{EngineError, Hit, Query, VectorIndex};
+use crate::engines::{EngineError, Hit, Query, Searcher};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -296,7 +296,7 @@ pub struct EngineRecall {
 ///
 /// Leave-one-out takes its queries from the gallery; `queries` may be empty then.
 pub fn evaluate(
-    index: &dyn VectorIndex,
+    index: &dyn Searcher,
     gallery: &EmbeddingBatch,
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
@@ -390,7 +390,7 @@ fn check_pictures(
 
 /// One mode of one evaluation.
 struct Run<'a> {
-    index: &'a dyn VectorIndex,
+    index: &'a dyn Searcher,
     gallery: &'a Gallery<'a>,
     truth: &'a Truth<'a>,
     judgements: &'a [Judgement<'a>],
@@ -463,7 +463,8 @@ impl Run<'_> {
             self.judgements.iter().map(|judgement| judgement.excluded.len()).max().unwrap_or(0);
         // One more than the cut-off shows whether a tie crosses it.
         let needed = self.most_k() + most_excluded + 1;
-        self.depth.unwrap_or(if self.index.is_exact() { pictures } else { needed }).clamp(1, pictures)
+        let wanted = self.depth.unwrap_or(if self.index.is_exact() { pictures } else { needed });
+        wanted.min(self.index.max_k()).clamp(1, pictures)
     }
 
     /// Searches for every query, and judges what came back.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engines::{EngineError, Query, VectorIndex};
+use crate::engines::{EngineError, Query, Searcher};
 use crate::metric::Metric;
 
 /// Queries that are timed, at most.
@@ -31,7 +31,7 @@ pub struct SearchTiming {
 
 /// Times at most [`TIMED_QUERIES`] of `vectors` for each metric.
 pub fn time(
-    index: &dyn VectorIndex,
+    index: &dyn Searcher,
     vectors: &[&[f32]],
     metrics: &[Metric],
     k: usize,
