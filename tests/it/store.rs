@@ -1,13 +1,16 @@
 //! The feature table: what is committed, what is not, and what is refused.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use deltalake::DeltaTable;
+use deltalake::protocol::SaveMode;
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::scan::Split::{self, Gallery, Query};
 use imagedex::stages::scan::{ImageRef, Seen};
-use imagedex::stages::store::{CommitFacts, FeatureStore, Plan, Provenance, StoreError};
+use imagedex::stages::store::{Changes, CommitFacts, FeatureStore, Plan, Provenance, StoreError};
 use parquet::basic::{Compression, Encoding};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::json;
@@ -451,6 +454,170 @@ async fn batches_cover_the_table_in_order() {
         .unwrap();
     assert_eq!(sizes, [10, 10, 3, 10]);
     assert_eq!(all, store.read(None).await.unwrap());
+}
+
+#[tokio::test]
+async fn rows_of_given_ids_come_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids: Vec<String> = (0..30).map(|i| format!("{i:02} it's.jpg")).collect();
+    let shots: Vec<Shot> = ids.iter().map(|id| (Gallery, id.as_str(), "", id.as_str())).collect();
+    run(dir.path(), &[&shots[..], &[(Query, "05 it's.jpg", "", "Q")]].concat()).await;
+    let store = open(dir.path()).await;
+    let wanted: Vec<String> = ids.iter().skip(1).step_by(4).cloned().collect();
+    let read = async |ids: &[String]| {
+        let (mut all, mut sizes) = (EmbeddingBatch { dim: DIM, ..EmbeddingBatch::default() }, Vec::new());
+        let done = store.for_each_row_of::<StoreError>(Gallery, ids, 3, |batch| {
+            sizes.push(batch.len());
+            all.append(batch.clone());
+            Ok(())
+        });
+        done.await.map(|()| (all, sizes))
+    };
+    let (rows, sizes) = read(&wanted).await.unwrap();
+    assert_eq!(sizes, [3, 3, 2]);
+    let shots: Vec<Seen> = wanted.iter().map(|id| seen((Gallery, id, "", id))).collect();
+    assert_eq!(rows, embed(&shots));
+    assert!(read(&[]).await.unwrap().1.is_empty());
+    let error = read(&["05 it's.jpg".into(), "nowhere.jpg".into()]).await.unwrap_err();
+    assert!(error.to_string().contains("1 of 2 pictures asked for are not there"), "{error}");
+}
+
+fn changes(from: u64, to: u64, upserted: &[&str], deleted: &[&str]) -> Option<Changes> {
+    let owned = |ids: &[&str]| ids.iter().map(|id| id.to_string()).collect();
+    Some(Changes { from, to, upserted: owned(upserted), deleted: owned(deleted) })
+}
+
+#[tokio::test]
+async fn the_change_feed_lists_each_picture_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let since = async |version| open(dir.path()).await.changes_since(version, Gallery).await.unwrap();
+    run(dir.path(), &[(Gallery, "a", "", "A"), (Gallery, "b", "", "B"), (Query, "q", "", "Q")]).await;
+    assert_eq!(since(0).await, changes(0, 1, &["a", "b"], &[]));
+    assert_eq!(since(1).await, changes(1, 1, &[], &[]));
+    assert_eq!(since(2).await, None, "a version that the table never had");
+
+    // A rename, a change and a newcomer: three commits.
+    run(dir.path(), &[(Gallery, "a", "", "A2"), (Gallery, "c", "", "B"), (Gallery, "d", "", "D")]).await;
+    assert_eq!(since(1).await, changes(1, 4, &["a", "c", "d"], &["b"]));
+    assert_eq!(since(0).await, changes(0, 4, &["a", "c", "d"], &["b"]), "b came and went");
+    let store = open(dir.path()).await;
+    assert_eq!(store.changes_since(1, Query).await.unwrap(), changes(1, 4, &[], &["q"]));
+    assert_eq!(store.changes_since(2, Query).await.unwrap(), changes(2, 4, &[], &[]));
+
+    // Gone and back, as it was: listed, for it was written again.
+    run(dir.path(), &[(Gallery, "a", "", "A2"), (Gallery, "c", "", "B")]).await;
+    run(dir.path(), &[(Gallery, "a", "", "A2"), (Gallery, "c", "", "B"), (Gallery, "d", "", "D")]).await;
+    assert_eq!(since(4).await, changes(4, 6, &["d"], &[]));
+    assert_ne!(store.table_id(), "");
+    assert_eq!(store.table_id(), open(dir.path()).await.table_id());
+    let other = tempfile::tempdir().unwrap();
+    assert_ne!(store.table_id(), open(other.path()).await.table_id());
+}
+
+async fn delta(dir: &Path) -> DeltaTable {
+    deltalake::open_table(url::Url::from_directory_path(dir).unwrap()).await.unwrap()
+}
+
+/// Other programs overwrite rows by predicate; the feed then has each of them as deleted and as inserted, in no order.
+#[tokio::test]
+async fn rows_that_another_program_overwrote_are_not_taken_for_deleted() {
+    use datafusion::prelude::{col, lit};
+    let dir = tempfile::tempdir().unwrap();
+    let ids: Vec<String> = (0..40).map(|i| format!("{i:02}")).collect();
+    let shots: Vec<Shot> = ids.iter().map(|id| (Gallery, id.as_str(), "", id.as_str())).collect();
+    run(dir.path(), &shots).await;
+    let features = open(dir.path()).await.context().await.unwrap();
+    let rows = features.sql("SELECT * FROM features WHERE id >= '10' AND id <> '20'").await.unwrap();
+    let rows = rows.collect().await.unwrap();
+    let overwrite = delta(dir.path()).await.write(rows).with_save_mode(SaveMode::Overwrite);
+    overwrite.with_replace_where(col("id").gt_eq(lit("10"))).await.unwrap();
+    let store = open(dir.path()).await;
+    let expected: Vec<&str> = ids[10..].iter().map(String::as_str).filter(|id| *id != "20").collect();
+    assert_eq!(store.changes_since(1, Gallery).await.unwrap(), changes(1, 2, &expected, &["20"]));
+}
+
+#[tokio::test]
+async fn a_feed_that_was_swept_up_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &[(Gallery, "a", "", "A"), (Gallery, "b", "", "B")]).await;
+    run(dir.path(), &[(Gallery, "a", "", "A2")]).await;
+    delta(dir.path()).await.optimize().await.unwrap();
+    // What vacuum does once seven days are over.
+    let live = open(dir.path()).await.files().unwrap();
+    for file in walk(dir.path()).into_iter().chain(walk(&dir.path().join("_change_data"))) {
+        if !live.contains(&file) {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+    let store = open(dir.path()).await;
+    assert_eq!(store.changes_since(0, Gallery).await.unwrap(), None);
+    let now = store.version();
+    assert_eq!(store.changes_since(now, Gallery).await.unwrap(), changes(now, now, &[], &[]));
+    // The log of old versions goes too, in time.
+    run(dir.path(), &[(Gallery, "a", "", "A3")]).await;
+    std::fs::remove_file(dir.path().join("_delta_log/00000000000000000002.json")).unwrap();
+    assert_eq!(store.changes_since(1, Gallery).await.unwrap(), None);
+}
+
+/// Contents of the table by (split, id): label and bytes.
+type Content = BTreeMap<(Split, String), (String, String)>;
+
+/// Runs with random additions, changes, renames, copies, relabellings and deletions, compaction between them; then the
+/// changes between every two versions that a run ended with.
+#[tokio::test]
+async fn changes_lead_from_any_version_to_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 20_261_123_u64;
+    let mut below = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    let mut content = Content::new();
+    let mut history: Vec<(u64, Content)> = Vec::new();
+    for _ in 0..24 {
+        for _ in 0..=below(4) {
+            let split = if below(4) == 0 { Query } else { Gallery };
+            let key = (split, format!("{}.jpg", below(9)));
+            match below(3) {
+                0 => drop(content.remove(&key)),
+                _ => {
+                    drop(content.insert(key, (format!("label {}", below(3)), format!("bytes {}", below(12)))))
+                }
+            }
+        }
+        let shots: Vec<Shot> = content
+            .iter()
+            .map(|((split, id), (label, bytes))| (*split, id.as_str(), label.as_str(), bytes.as_str()))
+            .collect();
+        run(dir.path(), &shots).await;
+        if below(3) == 0 {
+            delta(dir.path()).await.optimize().await.unwrap();
+        }
+        history.push((open(dir.path()).await.version(), content.clone()));
+    }
+
+    let store = open(dir.path()).await;
+    for (i, (version, before)) in history.iter().enumerate() {
+        for split in [Gallery, Query] {
+            let of = |content: &Content| -> BTreeMap<String, (String, String)> {
+                let of_split = content.iter().filter(|((of, _), _)| *of == split);
+                of_split.map(|((_, id), row)| (id.clone(), row.clone())).collect()
+            };
+            let (mut held, now) = (of(before), of(&content));
+            let changes = store.changes_since(*version, split).await.unwrap().unwrap();
+            assert!(changes.upserted.is_sorted() && changes.deleted.is_sorted());
+            let ever: BTreeSet<String> =
+                history[i..].iter().flat_map(|(_, content)| of(content).into_keys()).collect();
+            let touched =
+                |id: &&String| history[i..].iter().any(|(_, content)| of(content).get(*id) != held.get(*id));
+            let touched: BTreeSet<&String> = ever.iter().filter(touched).collect();
+            let listed: BTreeSet<&String> = changes.upserted.iter().chain(&changes.deleted).collect();
+            assert_eq!(listed, touched, "nothing that no run touched, from version {version}");
+            changes.deleted.iter().for_each(|id| drop(held.remove(id)));
+            changes.upserted.iter().for_each(|id| drop(held.insert(id.clone(), now[id].clone())));
+            assert_eq!(held, now, "from version {version}");
+        }
+    }
 }
 
 #[tokio::test]

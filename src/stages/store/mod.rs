@@ -18,6 +18,7 @@
 //! There is one committer. A commit that finds another's in its way fails ([`StoreError::Conflict`]) instead
 //! of trying again: what was checked before it (no key is there twice) would no longer hold.
 
+mod changes;
 mod error;
 mod failures;
 mod plan;
@@ -37,6 +38,7 @@ use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError};
 use serde_json::Value;
 use url::Url;
 
+pub use changes::Changes;
 pub use error::{Difference, Differences, StoreError};
 pub(crate) use failures::NewFile;
 pub use failures::{read_failures, write_failures};
@@ -72,6 +74,8 @@ pub struct CommitFacts(pub Value);
 pub struct FeatureStore {
     dir: PathBuf,
     table: DeltaTable,
+    /// Made up by Delta when the table was created; another table has another.
+    id: String,
     provenance: Provenance,
 }
 
@@ -89,7 +93,7 @@ impl FeatureStore {
             DeltaTableBuilder::from_url(table_url(dir)?).and_then(DeltaTableBuilder::build).map_err(delta)?;
         table.load().await.map_err(delta)?;
         let provenance = read_provenance(dir, &table)?;
-        Ok(Some(FeatureStore { dir: dir.to_owned(), table, provenance }))
+        Ok(Some(FeatureStore::of(dir, table, provenance)?))
     }
 
     /// Opens the table in `dir`, or makes an empty one there.
@@ -127,7 +131,13 @@ impl FeatureStore {
             .with_raise_if_key_not_exists(false)
             .await
             .map_err(delta)?;
-        Ok(FeatureStore { dir: dir.to_owned(), table, provenance: provenance.clone() })
+        FeatureStore::of(dir, table, provenance.clone())
+    }
+
+    fn of(dir: &Path, table: DeltaTable, provenance: Provenance) -> Result<FeatureStore, StoreError> {
+        let snapshot = table.snapshot().map_err(|error| StoreError::delta(dir, error))?;
+        let id = snapshot.metadata().id().to_owned();
+        Ok(FeatureStore { dir: dir.to_owned(), table, id, provenance })
     }
 
     /// Refuses a fingerprint other than the table's, and says what differs.
@@ -155,6 +165,11 @@ impl FeatureStore {
     /// The number of the table's latest commit. A run that changes nothing leaves it as it is.
     pub fn version(&self) -> u64 {
         self.table.version().unwrap_or_default()
+    }
+
+    /// Tells this table from every other one, also from one made anew in the same folder, whose versions start over.
+    pub fn table_id(&self) -> &str {
+        &self.id
     }
 
     /// Numbers in a vector.

@@ -248,7 +248,7 @@ impl Differing {
     }
 }
 
-fn text(rows: &RecordBatch, column: usize) -> Result<StringArray, StoreError> {
+pub(super) fn text(rows: &RecordBatch, column: usize) -> Result<StringArray, StoreError> {
     let name = rows.schema().field(column).name().clone();
     let column = cast(rows.column(column), &DataType::Utf8)
         .map_err(|error| StoreError::Failed { path: format!("column {name}"), reason: error.to_string() })?;

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use datafusion::arrow::array::{AsArray, RecordBatch};
+use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
-use datafusion::prelude::{Expr, SessionContext, col, lit};
+use datafusion::prelude::{Expr, JoinType, SessionContext, col, lit};
 use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -17,7 +18,7 @@ use super::{COLUMNS, FeatureStore, StoreError, first_key};
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
 
-/// Pictures that [`FeatureStore::for_each_batch`] holds at a time: 128 MiB of vectors with 512 numbers each.
+/// Pictures that [`FeatureStore::for_each_row_of`] holds at a time: 128 MiB of vectors with 512 numbers each.
 const BAND_ROWS: usize = 65_536;
 
 impl FeatureStore {
@@ -53,41 +54,70 @@ impl FeatureStore {
     /// before.
     pub async fn read(&self, split: Option<Split>) -> Result<EmbeddingBatch, StoreError> {
         let rows = self.count(split).await?;
-        self.read_rows(split.map(is_split), rows).await
+        self.read_rows(self.features(split.map(is_split)).await?, rows).await
     }
 
     /// Hands all rows to `f`, ordered by (`split`, `id`), `batch_rows` at a time (the last of a split may be
-    /// shorter).
-    ///
-    /// Bounded memory: rows are read in bands of [`BAND_ROWS`], each found by the first and last id in it. As
-    /// pictures are written in the order of their ids, most files and row groups of other bands are skipped
-    /// unread.
+    /// shorter). Memory is bounded as in [`for_each_row_of`](FeatureStore::for_each_row_of).
     pub async fn for_each_batch<E: From<StoreError>>(
         &self,
         split: Option<Split>,
         batch_rows: usize,
         mut f: impl FnMut(&EmbeddingBatch) -> Result<(), E>,
     ) -> Result<(), E> {
-        let batch_rows = batch_rows.max(1);
-        let band_rows = BAND_ROWS.div_ceil(batch_rows) * batch_rows;
         for split in split.map_or(vec![Split::Gallery, Split::Query], |split| vec![split]) {
-            let ids = self.ids(split).await?;
-            for band in ids.chunks(band_rows) {
-                let [first, .., last] = band else {
-                    let id = band.first().cloned().unwrap_or_default();
-                    f(&self.read_rows(Some(is_split(split).and(col("id").eq(lit(id)))), 1).await?)?;
-                    continue;
-                };
-                let band_filter = is_split(split)
-                    .and(col("id").gt_eq(lit(first.as_str())))
-                    .and(col("id").lt_eq(lit(last.as_str())));
-                let rows = self.read_rows(Some(band_filter), band.len()).await?;
-                for start in (0..rows.len()).step_by(batch_rows) {
-                    f(&slice(&rows, start, batch_rows.min(rows.len() - start)))?;
-                }
+            self.for_each_row_of(split, &self.ids(split).await?, batch_rows, &mut f).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands the rows of `ids`, which are ascending and unique, to `f`: in that order, `batch_rows` at a time (the last
+    /// may be shorter).
+    ///
+    /// Bounded memory: rows are read in bands of [`BAND_ROWS`]. As pictures are written in the order of their ids, most
+    /// files and row groups outside of a band's first and last id are skipped unread.
+    ///
+    /// Errors, besides those of reading and of `f`: an id that the split does not hold.
+    pub async fn for_each_row_of<E: From<StoreError>>(
+        &self,
+        split: Split,
+        ids: &[String],
+        batch_rows: usize,
+        mut f: impl FnMut(&EmbeddingBatch) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let batch_rows = batch_rows.max(1);
+        for band in ids.chunks(BAND_ROWS.div_ceil(batch_rows) * batch_rows) {
+            let rows = self.read_band(split, band).await?;
+            for start in (0..rows.len()).step_by(batch_rows) {
+                f(&slice(&rows, start, batch_rows.min(rows.len() - start)))?;
             }
         }
         Ok(())
+    }
+
+    /// The rows of `ids`, which are ascending, unique and not empty.
+    async fn read_band(&self, split: Split, ids: &[String]) -> Result<EmbeddingBatch, StoreError> {
+        let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
+            return Ok(EmbeddingBatch { dim: self.dim(), ..EmbeddingBatch::default() });
+        };
+        let column: ArrayRef = Arc::new(StringArray::from_iter_values(ids));
+        let wanted = RecordBatch::try_from_iter([("wanted", column)]).map_err(|error| self.failed(error))?;
+        let band = is_split(split)
+            .and(col("id").gt_eq(lit(first.as_str())))
+            .and(col("id").lt_eq(lit(last.as_str())));
+        let context = self.context().await?;
+        let rows = context.table("features").await.and_then(|rows| {
+            let wanted = context.read_batch(wanted)?;
+            wanted.join(rows.filter(band)?, JoinType::RightSemi, &["wanted"], &["id"], None)
+        });
+        let rows = rows.map_err(|error| StoreError::datafusion(&self.dir, error))?;
+        let rows = self.read_rows(rows, ids.len()).await?;
+        if rows.len() != ids.len() {
+            let reason =
+                format!("{} of {} pictures asked for are not there", ids.len() - rows.len(), ids.len());
+            return Err(self.failed(reason));
+        }
+        Ok(rows)
     }
 
     /// The ids of a split, in order.
@@ -182,14 +212,14 @@ impl FeatureStore {
     }
 
     /// `expected` is the number of rows, for which memory is set aside.
-    async fn read_rows(&self, filter: Option<Expr>, expected: usize) -> Result<EmbeddingBatch, StoreError> {
+    async fn read_rows(&self, rows: DataFrame, expected: usize) -> Result<EmbeddingBatch, StoreError> {
         let mut batch = EmbeddingBatch {
             pictures: Vec::with_capacity(expected),
             dim: self.dim(),
             vectors: Vec::with_capacity(expected * self.dim()),
             norms: Vec::with_capacity(expected),
         };
-        let mut rows = match self.features(filter).await?.execute_stream().await {
+        let mut rows = match rows.execute_stream().await {
             Ok(rows) => rows,
             Err(error) => return Err(self.read_error(error)),
         };
