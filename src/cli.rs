@@ -38,7 +38,7 @@ pub enum Command {
     /// Pictures → the feature table; only what is new or changed is embedded
     Extract(Pipeline),
     /// Feature table → the engine
-    Load(Pipeline),
+    Load(Load),
     /// Queries against the engine → measures
     Evaluate(Pipeline),
     /// Measures → Markdown and the table on the terminal
@@ -76,6 +76,15 @@ pub struct Pipeline {
 }
 
 #[derive(Debug, Args)]
+pub struct Load {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    /// Load nothing; put the index that users searched before back in its place
+    #[arg(long)]
+    pub rollback: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct Overrides {
     /// Lay a value over the file, such as --set model.precision=fp32; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -106,6 +115,9 @@ pub struct Search {
     /// Leave out hits with a lower score
     #[arg(long)]
     pub threshold: Option<f32>,
+    /// Only pictures with this value, such as --only label=cat; several must all hold
+    #[arg(long, value_name = "COLUMN=VALUE")]
+    pub only: Vec<String>,
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::engines::EngineConfig;
+use crate::engines::elastic::ElasticConfig;
+use crate::engines::{EngineConfig, EngineName};
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
@@ -97,7 +98,8 @@ struct FeaturesFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LoadFile {
-    engine: Option<EngineConfig>,
+    engine: Option<EngineName>,
+    elasticsearch: Option<ElasticConfig>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -173,7 +175,7 @@ pub struct PipelineConfig {
     pub threads: usize,
     /// `features.table`: the folder of the Delta table. Default: `features` in the work folder.
     pub features: PathBuf,
-    /// `load.engine`. Default: `flat`.
+    /// `load.engine`, with its section. Default: `flat`.
     pub engine: EngineConfig,
     pub evaluate: Evaluate,
 }
@@ -206,8 +208,16 @@ pub struct Evaluate {
     pub modes: Vec<Mode>,
 }
 
-const PATH_KEYS: [&str; 7] =
-    ["work", "cache", "input.gallery", "input.queries", "model.card", "runtime.library", "features.table"];
+const PATH_KEYS: [&str; 8] = [
+    "work",
+    "cache",
+    "input.gallery",
+    "input.queries",
+    "model.card",
+    "runtime.library",
+    "features.table",
+    "load.elasticsearch.ca",
+];
 
 impl PipelineConfig {
     /// Reads `file` and lays `overrides` (`key.path=value`, from flags) and the environment over it.
@@ -229,7 +239,12 @@ impl PipelineConfig {
             toml::from_str(&text).map_err(|error| parse_error(&origin, Some(&text), &error))?;
         // Read once as it stands, so that a mistake in the file is told with its line.
         let as_written = toml::from_str::<PipelineFile>(&text);
-        let changes = changes(overrides, environment)?;
+        let environment: Vec<(String, String)> = environment.collect();
+        let mut changes = changes(overrides, environment.iter().cloned())?;
+        if engine_name(&table, &changes) == Some("elasticsearch") {
+            // Before all others, so that those win.
+            changes.splice(..0, elastic_environment(&environment));
+        }
         if changes.is_empty() || !is_missing_key(&as_written) {
             as_written.map_err(|error| parse_error(&origin, Some(&text), &error))?;
         }
@@ -307,6 +322,17 @@ impl PipelineFile {
             let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
+        let engine = match self.load.engine.unwrap_or_default() {
+            EngineName::Flat => EngineConfig::Flat,
+            EngineName::Elasticsearch => {
+                let mut elastic = self.load.elasticsearch.unwrap_or_default();
+                if elastic.alias.is_empty() {
+                    elastic.alias = name.to_ascii_lowercase();
+                }
+                elastic.check().map_err(|(key, reason)| value_error(key, reason))?;
+                EngineConfig::Elasticsearch(Box::new(elastic))
+            }
+        };
         Ok(PipelineConfig {
             features: self.features.table.unwrap_or_else(|| work.join("features")),
             name,
@@ -331,7 +357,7 @@ impl PipelineFile {
             },
             runtime_library: self.runtime.library,
             threads,
-            engine: self.load.engine.unwrap_or_default(),
+            engine,
             evaluate: Evaluate { metrics, ks, modes },
         })
     }
@@ -387,9 +413,43 @@ fn changes(
         };
         let key: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
         let value = value_of(&key, value.trim());
-        changes.push(Change { origin: format!("--set {text}"), key, value });
+        // A URL may hold a password, and this becomes part of error texts.
+        let shown = if text.contains("://") { key.join(".") } else { text.clone() };
+        changes.push(Change { origin: format!("--set {shown}"), key, value });
     }
     Ok(changes)
+}
+
+/// `load.engine`, as it will be.
+fn engine_name<'a>(table: &'a Table, changes: &'a [Change]) -> Option<&'a str> {
+    let changed = changes.iter().rev().find(|change| change.key == ["load", "engine"]);
+    let value = changed.map(|change| &change.value).or_else(|| table.get("load")?.get("engine"));
+    value.and_then(Value::as_str)
+}
+
+/// The variables by which other programs are told where Elasticsearch is. Secrets are not among them: they never become part of
+/// a configuration.
+fn elastic_environment(environment: &[(String, String)]) -> Vec<Change> {
+    let variable = |name: &str| {
+        let found = environment.iter().find(|(key, value)| key == name && !value.is_empty());
+        found.map(|(_, value)| value.as_str())
+    };
+    let host = || {
+        let host = variable("ES_HOST")?;
+        let scheme = if host.contains("://") { "" } else { "http://" };
+        Some(format!("{scheme}{host}:{}", variable("ES_PORT").unwrap_or("9200")))
+    };
+    let url = variable("ELASTICSEARCH_URL").map(|url| ("ELASTICSEARCH_URL", "url", url.to_owned()));
+    let cloud = variable("ELASTIC_CLOUD_ID").map(|id| ("ELASTIC_CLOUD_ID", "cloud_id", id.to_owned()));
+    let user = variable("ELASTIC_USERNAME").map(|user| ("ELASTIC_USERNAME", "user", user.to_owned()));
+    let host = if cloud.is_some() { None } else { host().map(|url| ("ES_HOST", "url", url)) };
+    let changes = url.or(host).into_iter().chain(cloud).chain(user);
+    let change = |(variable, key, value): (&str, &str, String)| Change {
+        origin: format!("environment variable {variable}"),
+        key: ["load", "elasticsearch", key].map(str::to_owned).to_vec(),
+        value: Value::String(value),
+    };
+    changes.map(change).collect()
 }
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.
@@ -418,12 +478,11 @@ fn absolute(path: &Path) -> PathBuf {
 /// Lets the relative paths of a file count from its folder.
 fn resolve_paths(table: &mut Table, folder: &Path) -> Table {
     for key in PATH_KEYS {
-        let (section, name) =
-            key.split_once('.').map_or((None, key), |(section, name)| (Some(section), name));
-        let holder = match section {
-            None => Some(&mut *table),
-            Some(section) => table.get_mut(section).and_then(Value::as_table_mut),
-        };
+        let mut names: Vec<&str> = key.split('.').collect();
+        let name = names.pop().unwrap_or(key);
+        let holder = names
+            .into_iter()
+            .try_fold(&mut *table, |table, section| table.get_mut(section).and_then(Value::as_table_mut));
         if let Some(Value::String(text)) = holder.and_then(|holder| holder.get_mut(name))
             && !is_builtin_card(key, text)
         {

@@ -7,6 +7,7 @@ use crate::lock::LockError;
 use crate::models::ModelError;
 use crate::sql::SqlError;
 use crate::stages::evaluate::EvaluateError;
+use crate::stages::load::LoadError;
 use crate::stages::scan::ScanError;
 use crate::stages::store::StoreError;
 
@@ -63,9 +64,24 @@ impl Exit {
         if let Some(error) = cause.downcast_ref::<ModelError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
         }
+        match cause.downcast_ref::<LoadError>() {
+            Some(LoadError::OverBudget { .. }) => return Some(Exit::OverBudget),
+            Some(LoadError::Engine(error)) => return Exit::of_cause(error),
+            Some(LoadError::Store(error)) => return Exit::of_cause(error),
+            _ => {}
+        }
+        if let Some(EvaluateError::Engine(error)) = cause.downcast_ref::<EvaluateError>() {
+            return Exit::of_cause(error);
+        }
         if let Some(error) = cause.downcast_ref::<EngineError>() {
-            let usage = matches!(error, EngineError::UnsupportedMetric { .. } | EngineError::ZeroK);
-            return Some(if usage { Exit::Usage } else { Exit::Infrastructure });
+            return Some(match error {
+                EngineError::UnsupportedMetric { .. } | EngineError::ZeroK | EngineError::Usage(_) => {
+                    Exit::Usage
+                }
+                EngineError::Locked(_) => Exit::Locked,
+                EngineError::Interrupted => Exit::Interrupted,
+                _ => Exit::Infrastructure,
+            });
         }
         let error = cause.downcast_ref::<EvaluateError>()?;
         Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure })

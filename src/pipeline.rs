@@ -3,6 +3,7 @@
 //! Between phases there are only files: the feature table, and the report's `summary.json`. So each phase can be run
 //! alone, from the artefact before it, and a run that was cut off goes on where it was.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -11,9 +12,9 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::commands::say;
-use crate::config::PipelineConfig;
+use crate::config::{Budget, PipelineConfig};
 use crate::embedders::{self, Embedder};
-use crate::engines::{self, VectorIndex};
+use crate::engines::{self, EngineConfig, EngineError, Filter, VectorIndex};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
 use crate::lock::WorkLock;
@@ -21,24 +22,27 @@ use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
 use crate::setup;
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
-use crate::stages::embed::{self, ChunkRule, EmbeddingBatch};
+use crate::stages::embed::{self, ChunkRule};
 use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
+use crate::stages::load::{self, Loaded};
 use crate::stages::preprocess::{self, ImageBatch};
 use crate::stages::report::{self, Exporter, RunRecord, RunReport};
 use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 
-/// Pictures → feature table → engine → measures → report.
+/// Pictures → feature table → engine → measures → report → what users search.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
+    let index = run.engine()?;
     let extracted = run.extract()?;
     if extracted.exit == Exit::Interrupted {
         return run.close(extracted);
     }
-    let loaded = run.load()?;
-    let evaluation = run.evaluate(&loaded)?;
-    run.report(&extracted, evaluation)?;
+    let mut loaded = run.load(index)?;
+    let evaluations = run.evaluate(&loaded)?;
+    run.report(&extracted, &loaded, evaluations)?;
+    run.promote(&extracted, &mut loaded)?;
     run.close(extracted)
 }
 
@@ -50,12 +54,22 @@ pub fn extract(config: &PipelineConfig) -> anyhow::Result<Exit> {
     run.close(extracted)
 }
 
-/// Feature table → engine.
+/// Feature table → engine. What users search on a server stays as it was: that is for [`run`], after measuring.
 pub fn load(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
-    let loaded = run.load()?;
-    let text = format!("{}: {} pictures are searchable\n", loaded.index.name(), loaded.gallery.len());
-    say(text.as_bytes())?;
+    let loaded = run.load(run.engine()?)?;
+    say(loaded.books.to_string().as_bytes())?;
+    Ok(Exit::Done)
+}
+
+/// Puts the index that users searched before back in its place.
+pub fn rollback(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let run = Run::start(config)?;
+    let mut index = run.engine()?;
+    let server = index.as_server().ok_or_else(|| {
+        UsageError(format!("engine {} keeps no earlier index to go back to", config.engine.name()))
+    })?;
+    say(format!("{}\n", server.rollback()?).as_bytes())?;
     Ok(Exit::Done)
 }
 
@@ -63,9 +77,9 @@ pub fn load(config: &PipelineConfig) -> anyhow::Result<Exit> {
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let extracted = run.last_extract()?;
-    let loaded = run.load()?;
-    let evaluation = run.evaluate(&loaded)?;
-    run.report(&extracted, evaluation)?;
+    let loaded = run.load(run.engine()?)?;
+    let evaluations = run.evaluate(&loaded)?;
+    run.report(&extracted, &loaded, evaluations)?;
     Ok(Exit::Done)
 }
 
@@ -106,8 +120,13 @@ pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
         }
         None => format!("features       {} is not there yet", config.features.display()),
     });
-    let index = run.engine(&spec.provenance(config.input.exif.name()));
-    lines.push(format!("engine         {}", index.name()));
+    let mut index = run.open_engine()?;
+    match index.as_server() {
+        None => lines.push(format!("engine         {}", index.name())),
+        Some(server) => {
+            lines.extend(server.preflight()?.into_iter().map(|line| format!("engine         {line}")))
+        }
+    }
     for &metric in &config.evaluate.metrics {
         if !index.supports(metric) {
             return Err(UsageError(format!("engine {} has no metric {metric}", index.name())).into());
@@ -173,20 +192,6 @@ pub struct Extracted {
     provenance: Value,
     table_version: u64,
     exit: Exit,
-}
-
-/// An engine that holds the gallery, and what it holds.
-pub struct Loaded {
-    pub index: Box<dyn VectorIndex>,
-    pub gallery: EmbeddingBatch,
-}
-
-impl Loaded {
-    /// The class of a hit.
-    pub fn label(&self, id: &str) -> Option<&str> {
-        let found = self.gallery.pictures.binary_search_by(|picture| picture.id.as_str().cmp(id)).ok()?;
-        self.gallery.pictures[found].label.as_deref()
-    }
 }
 
 /// A run on one pipeline: the lock, the async runtime, and where things are.
@@ -386,9 +391,19 @@ impl<'a> Run<'a> {
         Exit::Done
     }
 
-    /// The pipeline's engine, empty, for vectors made as these facts say.
-    fn engine(&self, provenance: &Value) -> Box<dyn VectorIndex> {
-        engines::open(&self.config.engine, provenance["non_negative"] == true)
+    /// The pipeline's engine, nothing in it and nothing asked of it yet.
+    fn open_engine(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
+        let non_negative = Card::find(&self.config.card)?.non_negative;
+        Ok(engines::open(&self.config.engine, non_negative, self.runtime.handle())?)
+    }
+
+    /// The same, ready for a load: a server that would not take it is known before a picture is decoded.
+    fn engine(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
+        let mut index = self.open_engine()?;
+        if let Some(server) = index.as_server() {
+            server.preflight()?.iter().for_each(|line| tracing::info!("{line}"));
+        }
+        Ok(index)
     }
 
     /// The stored table, which must be there.
@@ -402,44 +417,91 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Feature table → engine. The gallery alone is loaded; queries are asked.
-    pub fn load(&self) -> anyhow::Result<Loaded> {
+    /// The engine for searches: filled where it holds nothing between runs, attached to what users search where it is a server.
+    pub fn searcher(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
         let store = self.stored()?;
-        let gallery = self.block_on(store.read(Some(Split::Gallery)))?;
-        let mut index = self.engine(&store.provenance().facts);
-        index.create(store.dim())?;
-        index.upsert(&gallery)?;
-        let searchable = index.commit()?;
-        anyhow::ensure!(
-            searchable == gallery.len() as u64,
-            "the books do not close: {} gallery pictures are stored, {searchable} are searchable in {}",
-            gallery.len(),
-            index.name()
-        );
-        Ok(Loaded { index, gallery })
+        let mut index = self.open_engine()?;
+        match index.as_server() {
+            Some(server) => server.attach(&store.provenance().fingerprint, store.dim())?,
+            None => return Ok(self.load(index)?.index),
+        }
+        Ok(index)
     }
 
-    /// Queries against the engine.
-    pub fn evaluate(&self, loaded: &Loaded) -> anyhow::Result<Evaluation> {
+    /// The classes of gallery pictures, by id. Ids that the table does not hold are left out.
+    pub fn labels(&self, ids: &[String]) -> anyhow::Result<BTreeMap<String, String>> {
+        Ok(self.block_on(self.stored()?.labels(Split::Gallery, ids))?)
+    }
+
+    /// The gallery pictures that pass all `filters`.
+    pub fn passing(&self, filters: &[Filter]) -> anyhow::Result<BTreeSet<String>> {
         let store = self.stored()?;
+        let wanted =
+            filters.iter().map(|filter| (filter.column.as_str(), filter.value.as_str())).collect::<Vec<_>>();
+        Ok(self.block_on(store.ids_where(Split::Gallery, &wanted))?.into_iter().collect())
+    }
+
+    /// Feature table → engine. The gallery alone is loaded; queries are asked.
+    pub fn load(&self, index: Box<dyn VectorIndex>) -> anyhow::Result<Loaded> {
+        let store = self.stored()?;
+        let budget = match &self.config.engine {
+            EngineConfig::Elasticsearch(elastic) => elastic.max_rejected,
+            EngineConfig::Flat => Budget::Count(0),
+        };
+        let dead_letters = self.config.work.join("rejected.jsonl");
+        Ok(load::load(self.runtime.handle(), &store, index, budget, &dead_letters)?)
+    }
+
+    /// Queries against each way to search the engine.
+    pub fn evaluate(&self, loaded: &Loaded) -> anyhow::Result<Vec<Evaluation>> {
+        let store = self.stored()?;
+        let gallery = self.block_on(store.read(Some(Split::Gallery)))?;
         let queries = self.block_on(store.read(Some(Split::Query)))?;
         let wanted = &self.config.evaluate;
-        let options = EvaluateOptions {
-            metrics: wanted.metrics.clone(),
-            ks: wanted.ks.clone(),
-            modes: wanted.modes.clone(),
-            ..EvaluateOptions::default()
-        };
-        Ok(evaluate::evaluate(loaded.index.as_ref(), &loaded.gallery, &queries, &options)?)
+        let mut evaluations = Vec::new();
+        for arm in loaded.index.arms() {
+            let supported = wanted.metrics.iter().any(|metric| arm.supports(*metric));
+            if !supported && !evaluations.is_empty() {
+                tracing::info!("{} has none of the metrics asked for", arm.name());
+                continue;
+            }
+            let options = EvaluateOptions {
+                metrics: wanted.metrics.clone(),
+                ks: wanted.ks.clone(),
+                modes: wanted.modes.clone(),
+                ..EvaluateOptions::default()
+            };
+            evaluations.push(evaluate::evaluate(arm, &gallery, &queries, &options)?);
+        }
+        Ok(evaluations)
+    }
+
+    /// Puts what was loaded in the place of what users search, unless the run found a reason not to.
+    fn promote(&self, extracted: &Extracted, loaded: &mut Loaded) -> anyhow::Result<()> {
+        let Some(server) = loaded.index.as_server() else { return Ok(()) };
+        if interrupt::is_set() {
+            return Err(EngineError::Interrupted.into());
+        }
+        if extracted.exit != Exit::Done {
+            tracing::warn!("not promoted: too many pictures failed; what users search stays as it was");
+            return Ok(());
+        }
+        say(format!("{}\n", server.promote()?).as_bytes())
     }
 
     /// Measures → `report/` and the table on the terminal.
-    pub fn report(&self, extracted: &Extracted, evaluation: Evaluation) -> anyhow::Result<()> {
+    pub fn report(
+        &self,
+        extracted: &Extracted,
+        loaded: &Loaded,
+        evaluations: Vec<Evaluation>,
+    ) -> anyhow::Result<()> {
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
-        evaluate::write_per_query(&folder.join("per_query.parquet"), std::slice::from_ref(&evaluation))?;
-        let report = RunReport::new(&self.config.name, extracted.provenance.clone(), vec![evaluation])
-            .with_run(extracted.books, &extracted.failures, extracted.stages.clone());
+        evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
+        let report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
+            .with_run(extracted.books, &extracted.failures, extracted.stages.clone())
+            .with_load(loaded.books.clone());
         report::export(&report, &report::Summary, &folder.join("summary.json"))?;
         self.render(&report)
     }

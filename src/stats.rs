@@ -54,6 +54,59 @@ impl fmt::Display for Books {
     }
 }
 
+/// Where the pictures of one load went: `gallery = searchable + rejected`, and `sent = indexed + removed + rejected now`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadBooks {
+    pub engine: String,
+    /// What was sent: `everything`, `changes since version N`, or `nothing`.
+    pub sent_what: String,
+    /// Gallery pictures in the feature table.
+    pub gallery: u64,
+    /// Of them, those that searches find.
+    pub searchable: u64,
+    /// Of them, those that the engine refused; each is a row of `rejected.jsonl`.
+    pub rejected: u64,
+    /// Documents and deletions sent by this run, each once.
+    pub sent: u64,
+    pub indexed: u64,
+    /// Deletions among those sent.
+    pub removed: u64,
+    /// How often a document was sent again.
+    pub retried: u64,
+}
+
+impl LoadBooks {
+    /// Whether every picture is accounted for; if not, the sums that differ.
+    pub fn check(&self) -> Result<(), String> {
+        let LoadBooks { engine, gallery, searchable, rejected, sent, indexed, removed, .. } = self;
+        if *gallery != searchable + rejected {
+            return Err(format!(
+                "the books do not close: {gallery} gallery pictures are stored, but {searchable} searchable in {engine} + \
+                 {rejected} rejected"
+            ));
+        }
+        // What an earlier load had rejected may be in `rejected` beside what this one sent.
+        if indexed + removed > *sent || *sent > indexed + removed + rejected {
+            return Err(format!(
+                "the books do not close: {sent} sent to {engine}, but {indexed} indexed + {removed} removed + {rejected} rejected"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LoadBooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LoadBooks { engine, sent_what, gallery, searchable, rejected, sent, indexed, removed, retried } =
+            self;
+        writeln!(f, "gallery {gallery} = searchable in {engine} {searchable} + rejected {rejected}")?;
+        writeln!(
+            f,
+            "sent {sent_what}: {sent} = indexed {indexed} + removed {removed} + rejected; {retried} sent again"
+        )
+    }
+}
+
 /// What one stage did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StageStats {

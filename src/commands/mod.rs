@@ -20,7 +20,8 @@ pub fn run(command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Run(args) => pipeline::run(&config(&args)?),
         Command::Extract(args) => pipeline::extract(&config(&args)?),
-        Command::Load(args) => pipeline::load(&config(&args)?),
+        Command::Load(args) if args.rollback => pipeline::rollback(&config(&args.pipeline)?),
+        Command::Load(args) => pipeline::load(&config(&args.pipeline)?),
         Command::Evaluate(args) => pipeline::evaluate(&config(&args)?),
         Command::Report(args) => pipeline::report(&config(&args)?),
         Command::Doctor(args) => pipeline::doctor(&config(&args)?),

@@ -159,6 +159,10 @@ impl VectorIndex for Flat {
         self.table = Some(merged);
         Ok(count)
     }
+
+    fn arms(&self) -> Vec<&dyn Searcher> {
+        vec![self]
+    }
 }
 
 fn is_finite(vector: &[f32]) -> bool {

@@ -1,29 +1,58 @@
 //! Places that hold vectors and find the nearest ones. One trait, one contract test that every engine passes.
 
 use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
 
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
+pub mod elastic;
 pub mod flat;
 pub mod kernels;
 
-/// `load.engine` of a pipeline file: which engine, with its options where it has any.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// `load.engine` of a pipeline file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum EngineConfig {
+pub enum EngineName {
     /// Exact search in memory: [`flat::Flat`].
     #[default]
     Flat,
+    /// An Elasticsearch server: [`elastic::Elastic`].
+    Elasticsearch,
 }
 
-/// The engine that `config` names, empty: [`VectorIndex::create`] comes next.
+/// Which engine, with its options where it has any.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum EngineConfig {
+    #[default]
+    Flat,
+    Elasticsearch(Box<elastic::ElasticConfig>),
+}
+
+impl EngineConfig {
+    /// The name used in pipeline files and reports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            EngineConfig::Flat => "flat",
+            EngineConfig::Elasticsearch(_) => elastic::NAME,
+        }
+    }
+}
+
+/// The engine that `config` names, empty. A server is not spoken to yet; `handle` is where its client will run.
 ///
 /// `non_negative` is the model card's: it decides the score of a dot product (see [`Metric::score`]).
-pub fn open(config: &EngineConfig, non_negative: bool) -> Box<dyn VectorIndex> {
-    match config {
+pub fn open(
+    config: &EngineConfig,
+    non_negative: bool,
+    handle: &Handle,
+) -> Result<Box<dyn VectorIndex>, EngineError> {
+    Ok(match config {
         EngineConfig::Flat => Box::new(flat::Flat::new(non_negative)),
-    }
+        EngineConfig::Elasticsearch(config) => {
+            Box::new(elastic::Elastic::open(config, non_negative, handle)?)
+        }
+    })
 }
 
 /// A vector to search for.
@@ -56,6 +85,52 @@ pub enum EngineError {
     ZeroK,
     #[error("engine {engine} failed: {reason}")]
     Failed { engine: String, reason: String },
+    /// A setting or an argument is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// Another run fills or promotes the same index.
+    #[error("{0}")]
+    Locked(String),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// A column and the value it must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filter {
+    pub column: String,
+    pub value: String,
+}
+
+/// A picture that an engine would not take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    pub id: String,
+    pub reason: String,
+}
+
+/// Which vectors: an index on a server records this, so that a later load knows what it holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Of model and preprocessing: vectors with another one cannot be compared.
+    pub fingerprint: String,
+    pub dim: usize,
+    /// Identifier of the feature table.
+    pub table: String,
+    /// Its version.
+    pub version: u64,
+}
+
+/// What an earlier load left on a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    pub index: String,
+    /// The version of the feature table that it shows.
+    pub version: u64,
+    /// Whether it is the one that users search.
+    pub live: bool,
+    /// Pictures that it lacks because they were rejected when it was loaded.
+    pub rejected: u64,
 }
 
 /// Something that answers queries. Hits come by score descending, then id ascending, in every engine.
@@ -97,4 +172,61 @@ pub trait VectorIndex: Searcher {
 
     /// Makes what was changed searchable; returns how many pictures are searchable now.
     fn commit(&mut self) -> Result<u64, EngineError>;
+
+    /// All ways to search it that are worth measuring, the exact one first.
+    fn arms(&self) -> Vec<&dyn Searcher>;
+
+    /// The engine as a place that other programs search too, where it is one.
+    fn as_server(&mut self) -> Option<&mut dyn Server> {
+        None
+    }
+}
+
+/// An engine on a server. An index is made beside the one that users search, filled, checked, measured, and only then put in
+/// its place.
+///
+/// The order: [`preflight`](Server::preflight), [`prepare`](Server::prepare), then one of [`reuse`](Server::reuse),
+/// [`copy_live`](Server::copy_live) or [`create_for`](Server::create_for); upserts and deletions;
+/// [`commit`](VectorIndex::commit); [`finish`](Server::finish); and [`promote`](Server::promote) or
+/// [`discard`](Server::discard). Whatever is dropped before `finish` leaves nothing behind.
+pub trait Server: VectorIndex {
+    /// Whether a load can succeed: reachable, version, privileges, alias, disk. What was found, a line each.
+    fn preflight(&mut self) -> Result<Vec<String>, EngineError>;
+
+    /// Takes the lock, clears away what a killed run left, and says what stands ready of vectors like `source`: an
+    /// index at the same version, else the live one where changes can be applied to it.
+    fn prepare(&mut self, source: &Source) -> Result<Option<Standing>, EngineError>;
+
+    /// Takes what stands as it is.
+    fn reuse(&mut self, standing: &Standing) -> Result<u64, EngineError>;
+
+    /// Starts from a copy of the live index.
+    fn copy_live(&mut self, standing: &Standing, source: &Source) -> Result<(), EngineError>;
+
+    /// Starts an empty index for `source`.
+    fn create_for(&mut self, source: &Source) -> Result<(), EngineError>;
+
+    /// What the load sent since it began, and what was refused.
+    fn sent(&self) -> &elastic::BulkCounts;
+
+    /// The vectors of these pictures as the server gives them back; nothing for those that it does not have.
+    fn vectors(&self, ids: &[String]) -> Result<Vec<Option<Vec<f32>>>, EngineError>;
+
+    /// Ends the load: settings as they are to be, and the record of what the index holds.
+    fn finish(&mut self) -> Result<(), EngineError>;
+
+    /// Puts the index in the place of the live one; says what was done.
+    fn promote(&mut self) -> Result<String, EngineError>;
+
+    /// Removes the index, unless it is the live one.
+    fn discard(&mut self) -> Result<(), EngineError>;
+
+    /// Puts the index before the live one back in its place; says what was done.
+    fn rollback(&mut self) -> Result<String, EngineError>;
+
+    /// Attaches to the live index, to search it.
+    fn attach(&mut self, fingerprint: &str, dim: usize) -> Result<(), EngineError>;
+
+    /// The nearest among the pictures that pass all `filters`.
+    fn search_filtered(&self, query: &Query, filters: &[Filter]) -> Result<Vec<Hit>, EngineError>;
 }

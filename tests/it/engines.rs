@@ -10,7 +10,8 @@ use imagedex::stages::scan::Split;
 
 /// Every engine that runs inside this process, with the card of a model whose numbers are never negative.
 fn engines() -> Vec<Box<dyn VectorIndex>> {
-    let opened = [EngineConfig::Flat].iter().map(|config| engines::open(config, true));
+    let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
+    let opened = [engines::open(&EngineConfig::Flat, true, runtime.handle()).expect("opens")].into_iter();
     let kernels =
         Kernel::available().into_iter().map(|kernel| Box::new(Flat::with_kernel(true, kernel)) as Box<_>);
     opened.chain(kernels).collect()

@@ -290,6 +290,9 @@ fn write_run(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "- **{difference}**")?;
         }
     }
+    if let Some(books) = &report.load {
+        books.to_string().lines().try_for_each(|line| writeln!(out, "- {line}"))?;
+    }
     if !report.failures.is_empty() {
         let kinds: Vec<String> =
             report.failures.iter().map(|(kind, count)| format!("{} {count}", escape(kind))).collect();

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming};
-use crate::stats::{Books, StageStats};
+use crate::stats::{Books, LoadBooks, StageStats};
 
 pub use markdown::Markdown;
 pub use terminal::Terminal;
@@ -49,9 +49,12 @@ pub struct RunReport {
     pub provenance: Value,
     /// Where the pictures went; nothing where this run scanned none.
     pub books: Option<Books>,
+    /// Where the pictures of the load went.
+    #[serde(default)]
+    pub load: Option<LoadBooks>,
     /// Pictures that could not be used, by kind.
     pub failures: BTreeMap<String, u64>,
-    /// One for each engine.
+    /// One for each way to search an engine.
     pub evaluations: Vec<Evaluation>,
     /// What differs from run to run.
     pub measured: Measured,
@@ -72,6 +75,7 @@ impl RunReport {
             name: name.to_owned(),
             provenance,
             books: None,
+            load: None,
             failures: BTreeMap::new(),
             evaluations,
             measured: Measured::default(),
@@ -87,6 +91,12 @@ impl RunReport {
         self.books = Some(books);
         self.failures = count_by_kind(failures);
         self.measured.stages = stages;
+        self
+    }
+
+    /// With the books of the load.
+    pub fn with_load(mut self, books: LoadBooks) -> RunReport {
+        self.load = Some(books);
         self
     }
 

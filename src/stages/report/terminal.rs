@@ -35,6 +35,9 @@ impl Exporter for Terminal {
         if let Some(books) = &report.books {
             write!(out, "{books}")?;
         }
+        if let Some(books) = &report.load {
+            write!(out, "{books}")?;
+        }
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Rows out of the table, always ordered by (`split`, `id`), so that equal tables read alike whatever commits made them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -120,18 +121,42 @@ impl FeatureStore {
         Ok(rows)
     }
 
-    /// The ids of a split, in order.
-    pub async fn ids(&self, split: Split) -> Result<Vec<String>, StoreError> {
-        let rows = self.features(Some(is_split(split))).await?;
-        let rows = self.collect(rows.select_columns(&["id"])).await?;
-        let mut ids: Vec<String> = Vec::new();
-        for batch in rows {
-            let column = cast(batch.column(0), &DataType::Utf8);
-            let column = column.map_err(|error| self.failed(error))?;
-            ids.extend(column.as_string::<i32>().iter().flatten().map(str::to_owned));
+    /// The classes of those of `ids` that the split holds, and that have one.
+    pub async fn labels(&self, split: Split, ids: &[String]) -> Result<BTreeMap<String, String>, StoreError> {
+        let wanted = col("id").in_list(ids.iter().map(|id| lit(id.as_str())).collect(), false);
+        let rows = self.features(Some(is_split(split).and(wanted).and(col("label").is_not_null()))).await?;
+        let mut labels = BTreeMap::new();
+        for batch in self.collect(rows.select_columns(&["id", "label"])).await? {
+            let (ids, of_ids) = (self.strings(&batch, 0)?, self.strings(&batch, 1)?);
+            labels.extend(ids.into_iter().zip(of_ids));
+        }
+        Ok(labels)
+    }
+
+    /// The ids of the pictures of a split whose columns have these values, in order. Numbers are compared as they are written.
+    pub async fn ids_where(&self, split: Split, wanted: &[(&str, &str)]) -> Result<Vec<String>, StoreError> {
+        let holds = |(column, value): &(&str, &str)| {
+            datafusion::prelude::cast(col(*column), DataType::Utf8).eq(lit(*value))
+        };
+        let filter = wanted.iter().map(holds).fold(is_split(split), Expr::and);
+        let rows = self.features(Some(filter)).await?;
+        let mut ids = Vec::new();
+        for batch in self.collect(rows.select_columns(&["id"])).await? {
+            ids.extend(self.strings(&batch, 0)?);
         }
         ids.sort();
         Ok(ids)
+    }
+
+    /// A text column without nulls.
+    fn strings(&self, rows: &RecordBatch, column: usize) -> Result<Vec<String>, StoreError> {
+        let column = cast(rows.column(column), &DataType::Utf8).map_err(|error| self.failed(error))?;
+        Ok(column.as_string::<i32>().iter().flatten().map(str::to_owned).collect())
+    }
+
+    /// The ids of a split, in order.
+    pub async fn ids(&self, split: Split) -> Result<Vec<String>, StoreError> {
+        self.ids_where(split, &[]).await
     }
 
     /// Checks every row: values where they must be, vectors of the table's length, keys unique, one

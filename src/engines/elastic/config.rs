@@ -1,0 +1,266 @@
+//! `[load.elasticsearch]` of a pipeline file.
+//!
+//! No secret is in here: passwords and API keys come from the environment alone, at the moment a connection is made.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::config::Budget;
+use crate::metric::Metric;
+
+/// Where the index is, what it looks like, and how it is filled.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ElasticConfig {
+    /// The server. Environment: `ELASTICSEARCH_URL`, or `ES_HOST` and `ES_PORT`. Default: `http://localhost:9200`.
+    pub url: Option<Address>,
+    /// Elastic Cloud's identifier, in place of a URL. Environment: `ELASTIC_CLOUD_ID`.
+    pub cloud_id: Option<String>,
+    /// Whose password is in `ELASTIC_PASSWORD`. Environment: `ELASTIC_USERNAME`. `ELASTIC_API_KEY` goes before both.
+    pub user: Option<String>,
+    /// PEM file with the certificate authority that signed the server's certificate.
+    pub ca: Option<PathBuf>,
+    /// Whether the server's certificate is checked.
+    pub verify_certificates: bool,
+    /// What users search. Default: the pipeline's name.
+    pub alias: String,
+    /// Primary shards of a new index.
+    pub shards: u32,
+    /// Replicas once it is loaded; without it one wherever there is a second node.
+    pub replicas: Option<u32>,
+    /// `refresh_interval` once it is loaded; without it the server's default.
+    pub refresh_interval: Option<String>,
+    /// A second vector field, for approximate search.
+    pub knn: Option<KnnConfig>,
+    /// Whether to store the non-zero dimensions in a `sparse_vector` field too, searched by dot product.
+    pub sparse: bool,
+    /// How vectors are sent.
+    pub encoding: Encoding,
+    /// Bulk requests under way at once.
+    pub senders: usize,
+    /// A bulk request grows up to this size.
+    pub max_bulk_mb: usize,
+    /// Seconds after which a request counts as lost.
+    pub timeout_seconds: u64,
+    /// Seconds of retries without any progress after which the load is given up.
+    pub give_up_seconds: u64,
+    /// Documents that the server may refuse before the load fails: a count or a share.
+    pub max_rejected: Budget,
+    /// Earlier indices kept for `imagedex load --rollback`.
+    pub keep: usize,
+    /// Whether to copy the live index and apply what changed since, instead of loading all.
+    pub incremental: bool,
+    /// Names of the fields.
+    #[serde(skip)]
+    pub layout: Layout,
+}
+
+impl Default for ElasticConfig {
+    fn default() -> ElasticConfig {
+        ElasticConfig {
+            url: None,
+            cloud_id: None,
+            user: None,
+            ca: None,
+            verify_certificates: true,
+            alias: String::new(),
+            shards: 1,
+            replicas: None,
+            refresh_interval: None,
+            knn: None,
+            sparse: false,
+            encoding: Encoding::Auto,
+            senders: 2,
+            max_bulk_mb: 10,
+            timeout_seconds: 60,
+            give_up_seconds: 300,
+            max_rejected: Budget::Count(0),
+            keep: 1,
+            incremental: true,
+            layout: Layout::Imagedex,
+        }
+    }
+}
+
+impl ElasticConfig {
+    /// What is wrong with the values, as the key and the reason.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        check_name(&self.alias).map_err(|reason| ("load.elasticsearch.alias", reason))?;
+        for (key, value, most) in [
+            ("load.elasticsearch.shards", self.shards as usize, 1024),
+            ("load.elasticsearch.senders", self.senders, 64),
+            ("load.elasticsearch.max_bulk_mb", self.max_bulk_mb, 95),
+            ("load.elasticsearch.timeout_seconds", self.timeout_seconds as usize, 3600),
+        ] {
+            if value == 0 || value > most {
+                return Err((key, format!("{value} is not between 1 and {most}")));
+            }
+        }
+        if self.url.is_some() && self.cloud_id.is_some() {
+            return Err((
+                "load.elasticsearch.cloud_id",
+                "is set beside a url; which one is meant?".to_owned(),
+            ));
+        }
+        if let Some(knn) = &self.knn {
+            let beyond = "load.elasticsearch.knn.num_candidates";
+            if !(1..=10_000).contains(&knn.num_candidates) {
+                return Err((beyond, format!("{} is not between 1 and 10000", knn.num_candidates)));
+            }
+            if knn.metric == Metric::L1 {
+                let reason = "Elasticsearch has no approximate search by l1; the exact arm has it".to_owned();
+                return Err(("load.elasticsearch.knn.metric", reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Approximate search: a field `embedding_knn`, indexed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KnnConfig {
+    /// `hnsw`, `int8_hnsw`, `int4_hnsw`, `bbq_hnsw`, `flat`, `int8_flat`, `int4_flat`, `bbq_flat`: what the server takes.
+    pub index_options: String,
+    /// The field's similarity: `cosine`, `l2`, or `dot_product` (of vectors of any length).
+    pub metric: Metric,
+    /// Neighbours of a node; the server's default where it is not set.
+    pub m: Option<u32>,
+    /// Candidates while the graph is built; the server's default where it is not set.
+    pub ef_construction: Option<u32>,
+    /// Candidates looked at on each shard by a search.
+    pub num_candidates: usize,
+}
+
+impl Default for KnnConfig {
+    fn default() -> KnnConfig {
+        KnnConfig {
+            index_options: "int8_hnsw".to_owned(),
+            metric: Metric::Cosine,
+            m: None,
+            ef_construction: None,
+            num_candidates: 100,
+        }
+    }
+}
+
+/// How vectors are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Encoding {
+    /// Base64 where the server takes it (9.3 and later), else numbers.
+    #[default]
+    Auto,
+    /// Big-endian `f32`, base64.
+    Base64,
+    /// A JSON array of numbers.
+    Array,
+}
+
+/// Names of the fields, and which there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// `id`, `label`, `embedding` and all that the feature table says of a picture.
+    #[default]
+    Imagedex,
+    /// The original program's: `name`, `id` (a number), `image_vector`.
+    Original,
+}
+
+impl Layout {
+    /// The field of the exact arm's vectors.
+    pub fn vector(self) -> &'static str {
+        match self {
+            Layout::Imagedex => "embedding",
+            Layout::Original => "image_vector",
+        }
+    }
+
+    /// The keyword field that holds a picture's id.
+    pub fn id(self) -> &'static str {
+        match self {
+            Layout::Imagedex => "id",
+            Layout::Original => "name",
+        }
+    }
+}
+
+/// An `http` or `https` URL without user or password, which would end up in logs and process lists.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Address(Url);
+
+impl Address {
+    pub fn url(&self) -> &Url {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Address, String> {
+        // The text is not repeated: it may hold a password.
+        let url =
+            Url::parse(&text).map_err(|error| format!("the URL of Elasticsearch is not one: {error}"))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(
+                "the URL of Elasticsearch begins with http:// or https:// and names a host".to_owned()
+            );
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err("the URL of Elasticsearch holds a user or password, which others could read; \
+                        set load.elasticsearch.user and the environment variable ELASTIC_PASSWORD instead"
+                .to_owned());
+        }
+        Ok(Address(url))
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Elasticsearch's rules for names of indices and aliases, with room for what is appended to an alias.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 200 || !name.chars().all(allowed) || name.starts_with(['-', '_', '.'])
+    {
+        return Err(format!(
+            "`{}` cannot name an index: lower-case letters, digits, `-`, `_` and `.`, beginning with a letter or digit",
+            name.escape_debug()
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_a_password_is_refused_without_repeating_it() {
+        let refused =
+            Address::try_from("https://elastic:s3cret@localhost:9200".to_owned()).expect_err("a password");
+        assert!(refused.contains("ELASTIC_PASSWORD") && !refused.contains("s3cret"), "{refused}");
+        for text in ["localhost:9200", "ftp://host", "not a url"] {
+            Address::try_from(text.to_owned()).expect_err(text);
+        }
+        Address::try_from("http://localhost:9200/behind/a/proxy".to_owned()).expect("a path is fine");
+    }
+
+    #[test]
+    fn names_follow_the_servers_rules() {
+        for name in ["images", "images-vgg16", "a.b_c-1"] {
+            check_name(name).expect(name);
+        }
+        for name in ["", "Images", "-a", "_a", ".a", "a b", "a*", "a/b", "é"] {
+            check_name(name).expect_err(name);
+        }
+    }
+}

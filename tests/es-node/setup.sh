@@ -1,0 +1,52 @@
+#!/bin/bash
+# setup.sh TARGET: assembles the test server in TARGET/home, once; a second call only compares a checksum.
+#
+# It is the vendor's own distribution for integration tests (Elasticsearch 9.5.3: server, mapper, bulk, security), which lacks
+# the scripting language. A plugin (src/) compiles score scripts with OpenSearch's Painless onto Elasticsearch's own score
+# functions, and answers `GET /`. Nothing of it is committed: Maven fetches each file by name and version, and
+# artifacts.sha256 says what it must be.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+mkdir -p "$1"; target=$(cd "$1" && pwd)
+version=9.5.3
+zip=elasticsearch-$version.zip
+
+stamp=$(cat "$here"/*.sh "$here/pom.xml" "$here/artifacts.sha256" "$here"/src/*.* "$here"/src/*/* | sha256sum | cut -d' ' -f1)
+if [ "$(cat "$target/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
+
+. "$here/jdk.sh"
+mvn --version >/dev/null 2>&1 || { echo "es-node: please install Maven (Debian: apt-get install maven)" >&2; exit 4; }
+echo "assembling Elasticsearch $version for tests in $target"
+rm -rf "$target/home" "$target/stamp" "$target/build"; mkdir -p "$target/build/jars"
+
+fetch() {
+	mvn -B -q dependency:copy -Dmdep.overWriteReleases=true \
+		-Dartifact=org.elasticsearch.distribution.integ-test-zip:elasticsearch:$version:zip -DoutputDirectory="$target/build"
+	mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -DoutputDirectory="$target/build/jars"
+}
+check() { (cd "$target/build" && sha256sum --check --strict --quiet "$here/artifacts.sha256"); }
+fetch
+if ! check; then
+	# Maven keeps what it fetched; a damaged copy there would come back.
+	echo "es-node: a download is damaged, fetching again" >&2
+	mvn -B -q -f "$here/pom.xml" dependency:purge-local-repository -DreResolve=false -DactTransitively=false || true
+	rm -rf "${HOME:-/root}/.m2/repository/org/elasticsearch/distribution/integ-test-zip/elasticsearch/$version" "$target/build"
+	mkdir -p "$target/build/jars"
+	fetch
+	check || { echo "es-node: the downloads are not what artifacts.sha256 says; nothing was installed" >&2; exit 4; }
+fi
+
+(cd "$target/build" && "$JAVA_HOME/bin/jar" xf "$zip")
+home=$target/build/elasticsearch-$version
+chmod +x "$home"/bin/*
+bridge=$home/modules/painless-bridge
+mkdir -p "$bridge" "$target/build/classes/vecscript"
+cp "$target"/build/jars/*.jar "$here"/src/plugin-descriptor.properties "$here"/src/entitlement-policy.yaml "$bridge/"
+"$JAVA_HOME/bin/javac" --release 21 -cp "$home/lib/*:$bridge/*" -d "$target/build/classes" "$here"/src/vecscript/*.java
+cp "$here"/src/vecscript/*.txt "$target/build/classes/vecscript/"
+"$JAVA_HOME/bin/jar" cf "$bridge/painless-bridge.jar" -C "$target/build/classes" .
+# The server refuses to run as root; as root it is run as `nobody`, who must be able to read it.
+chmod -R a+rX "$home"
+mv "$home" "$target/home"
+rm -rf "$target/build"
+echo "$stamp" > "$target/stamp"
