@@ -23,13 +23,14 @@ use crate::setup;
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule, EmbeddingBatch};
 use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
+use crate::stages::gate::Verdict;
 use crate::stages::preprocess::{self, ImageBatch};
 use crate::stages::report::{self, Exporter, RunRecord, RunReport};
 use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 
-/// Pictures → feature table → engine → measures → report.
+/// Pictures → feature table → engine → measures → gate → report.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let extracted = run.extract()?;
@@ -37,9 +38,10 @@ pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
         return run.close(extracted);
     }
     let loaded = run.load()?;
-    let evaluation = run.evaluate(&loaded)?;
-    run.report(&extracted, evaluation)?;
-    run.close(extracted)
+    let evaluations = run.evaluate(&loaded)?;
+    let verdict = run.gate(&evaluations);
+    run.report(&extracted, evaluations, &verdict)?;
+    run.close(Extracted { exit: verdict.exit(extracted.exit), ..extracted })
 }
 
 /// Pictures → feature table.
@@ -59,14 +61,15 @@ pub fn load(config: &PipelineConfig) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Engine → measures → report, on what was extracted before.
+/// Engine → measures → gate → report, on what was extracted before.
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let extracted = run.last_extract()?;
     let loaded = run.load()?;
-    let evaluation = run.evaluate(&loaded)?;
-    run.report(&extracted, evaluation)?;
-    Ok(Exit::Done)
+    let evaluations = run.evaluate(&loaded)?;
+    let verdict = run.gate(&evaluations);
+    run.report(&extracted, evaluations, &verdict)?;
+    Ok(verdict.exit(Exit::Done))
 }
 
 /// `summary.json` → Markdown and the table on the terminal.
@@ -419,8 +422,8 @@ impl<'a> Run<'a> {
         Ok(Loaded { index, gallery })
     }
 
-    /// Queries against the engine.
-    pub fn evaluate(&self, loaded: &Loaded) -> anyhow::Result<Evaluation> {
+    /// Queries against the engine: one evaluation for each way in which it can be searched.
+    pub fn evaluate(&self, loaded: &Loaded) -> anyhow::Result<Vec<Evaluation>> {
         let store = self.stored()?;
         let queries = self.block_on(store.read(Some(Split::Query)))?;
         let wanted = &self.config.evaluate;
@@ -430,16 +433,27 @@ impl<'a> Run<'a> {
             modes: wanted.modes.clone(),
             ..EvaluateOptions::default()
         };
-        Ok(evaluate::evaluate(loaded.index.as_ref(), &loaded.gallery, &queries, &options)?)
+        Ok(vec![evaluate::evaluate(loaded.index.as_ref(), &loaded.gallery, &queries, &options)?])
+    }
+
+    /// Whether the measures are good enough for the index to be used.
+    pub fn gate(&self, evaluations: &[Evaluation]) -> Verdict {
+        self.config.gate.judge(evaluations)
     }
 
     /// Measures → `report/` and the table on the terminal.
-    pub fn report(&self, extracted: &Extracted, evaluation: Evaluation) -> anyhow::Result<()> {
+    pub fn report(
+        &self,
+        extracted: &Extracted,
+        evaluations: Vec<Evaluation>,
+        verdict: &Verdict,
+    ) -> anyhow::Result<()> {
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
-        evaluate::write_per_query(&folder.join("per_query.parquet"), std::slice::from_ref(&evaluation))?;
-        let report = RunReport::new(&self.config.name, extracted.provenance.clone(), vec![evaluation])
-            .with_run(extracted.books, &extracted.failures, extracted.stages.clone());
+        evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
+        let report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
+            .with_run(extracted.books, &extracted.failures, extracted.stages.clone())
+            .with_gate(verdict.clone());
         report::export(&report, &report::Summary, &folder.join("summary.json"))?;
         self.render(&report)
     }

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming};
+use crate::stages::gate::Verdict;
 use crate::stats::{Books, StageStats};
 
 pub use markdown::Markdown;
@@ -53,6 +54,9 @@ pub struct RunReport {
     pub failures: BTreeMap<String, u64>,
     /// One for each engine.
     pub evaluations: Vec<Evaluation>,
+    /// Whether they are good enough; left out where nothing was asked and nothing was wrong.
+    #[serde(default, skip_serializing_if = "Verdict::is_empty")]
+    pub gate: Verdict,
     /// What differs from run to run.
     pub measured: Measured,
 }
@@ -74,6 +78,7 @@ impl RunReport {
             books: None,
             failures: BTreeMap::new(),
             evaluations,
+            gate: Verdict::default(),
             measured: Measured::default(),
         };
         for evaluation in &mut report.evaluations {
@@ -87,6 +92,12 @@ impl RunReport {
         self.books = Some(books);
         self.failures = count_by_kind(failures);
         self.measured.stages = stages;
+        self
+    }
+
+    /// With what the gate says of the evaluations.
+    pub fn with_gate(mut self, gate: Verdict) -> RunReport {
+        self.gate = gate;
         self
     }
 
