@@ -33,7 +33,7 @@ pub enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Extract, load, evaluate and report; what is already done is not done again
+    /// Extract, load, evaluate, gate and report; what is already done is not done again
     Run(Pipeline),
     /// Pictures → the feature table; only what is new or changed is embedded
     Extract(Pipeline),

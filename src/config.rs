@@ -5,6 +5,7 @@
 //! Relative paths in the file count from the folder that holds it, so a cron job may start anywhere;
 //! relative paths in flags and in the environment count from the current folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -17,6 +18,7 @@ use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
 use crate::stages::decode::{DEFAULT_MAX_PIXELS, Exif};
 use crate::stages::evaluate::Mode;
+use crate::stages::gate::{Gate, Minimum, Quantity};
 use crate::stages::scan::{LabelRule, is_manifest};
 
 /// Why a pipeline file cannot be used. Exit code 2.
@@ -27,7 +29,7 @@ pub enum ConfigError {
     #[error("{origin}: {reason}")]
     Parse { origin: String, reason: String },
     #[error("{origin}: {key}: {reason}")]
-    Value { origin: String, key: &'static str, reason: String },
+    Value { origin: String, key: String, reason: String },
 }
 
 /// A pipeline file, as written.
@@ -48,6 +50,8 @@ struct PipelineFile {
     load: LoadFile,
     #[serde(default)]
     evaluate: EvaluateFile,
+    #[serde(default)]
+    gate: GateFile,
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,6 +112,49 @@ struct EvaluateFile {
     metrics: Option<Vec<Metric>>,
     k: Option<Vec<usize>>,
     modes: Option<Vec<Mode>>,
+}
+
+/// For each metric the least values of its measures: `"P@1" = 0.6`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GateFile {
+    #[serde(default)]
+    cosine: BTreeMap<String, f64>,
+    #[serde(default)]
+    dot_product: BTreeMap<String, f64>,
+    #[serde(default)]
+    l1: BTreeMap<String, f64>,
+    #[serde(default)]
+    l2: BTreeMap<String, f64>,
+}
+
+impl GateFile {
+    /// On an error the key at fault, and why.
+    fn finish(self, evaluate: &Evaluate) -> Result<Gate, (String, String)> {
+        let of_metric = [
+            (Metric::Cosine, self.cosine),
+            (Metric::DotProduct, self.dot_product),
+            (Metric::L1, self.l1),
+            (Metric::L2, self.l2),
+        ];
+        let mut gate = Gate::default();
+        for (metric, minimums) in of_metric {
+            if !minimums.is_empty() && !evaluate.metrics.contains(&metric) {
+                let metrics: Vec<&str> = evaluate.metrics.iter().map(|metric| metric.name()).collect();
+                let reason = format!("not one of evaluate.metrics = [{}]", metrics.join(", "));
+                return Err((format!("gate.{metric}"), reason));
+            }
+            for (name, at_least) in minimums {
+                let key = || format!("gate.{metric}.\"{name}\"");
+                let quantity = Quantity::named(&name, &evaluate.ks).map_err(|reason| (key(), reason))?;
+                if !(0.0..=1.0).contains(&at_least) {
+                    return Err((key(), format!("{at_least} is not between 0 and 1")));
+                }
+                gate.minimums.push(Minimum { metric, quantity, at_least });
+            }
+        }
+        Ok(gate)
+    }
 }
 
 /// How many pictures may fail before the run ends with exit code 3: a count (`20`) or a share (`"1%"`).
@@ -178,6 +225,8 @@ pub struct PipelineConfig {
     /// `load.engine`, with its section. Default: `flat`.
     pub engine: EngineConfig,
     pub evaluate: Evaluate,
+    /// `gate`: for each metric the least values of its measures, by the names that the report prints. Default: none.
+    pub gate: Gate,
 }
 
 /// What is read, and how bad files are treated.
@@ -270,7 +319,11 @@ fn is_missing_key(parsed: &Result<PipelineFile, toml::de::Error>) -> bool {
 
 impl PipelineFile {
     fn finish(self, file: &Path, origin: &str, folder: &Path) -> Result<PipelineConfig, ConfigError> {
-        let value_error = |key, reason: String| ConfigError::Value { origin: origin.to_owned(), key, reason };
+        let value_error = |key: &str, reason: String| ConfigError::Value {
+            origin: origin.to_owned(),
+            key: key.to_owned(),
+            reason,
+        };
         let name =
             self.name.unwrap_or_else(|| file.file_stem().unwrap_or_default().to_string_lossy().into_owned());
         let work = self.work.unwrap_or_else(|| folder.join("runs").join(&name));
@@ -333,6 +386,8 @@ impl PipelineFile {
                 EngineConfig::Elasticsearch(Box::new(elastic))
             }
         };
+        let evaluate = Evaluate { metrics, ks, modes };
+        let gate = self.gate.finish(&evaluate).map_err(|(key, reason)| value_error(&key, reason))?;
         Ok(PipelineConfig {
             features: self.features.table.unwrap_or_else(|| work.join("features")),
             name,
@@ -358,7 +413,8 @@ impl PipelineFile {
             runtime_library: self.runtime.library,
             threads,
             engine,
-            evaluate: Evaluate { metrics, ks, modes },
+            evaluate,
+            gate,
         })
     }
 }
@@ -603,10 +659,43 @@ mod tests {
             ("[evaluate]\nmodes = ['held_out']\n[input]\ngallery = 'a'", "held_out needs input.queries"),
             ("[model]\nbatch = 0\n[input]\ngallery = 'a'", "model.batch"),
             ("name = 'x'", "missing key `input`"),
+            (
+                "[gate.cosin]\nMAP = 1\n[input]\ngallery = 'a'",
+                "shop.toml:1: unknown key `cosin`; did you mean `cosine`?",
+            ),
+            (
+                "[gate.l1]\nMPA = 0.5\n[input]\ngallery = 'a'",
+                "shop.toml: gate.l1.\"MPA\": no such measure; did you mean \"MAP\"?",
+            ),
+            (
+                "[gate.l1]\n'P@3' = 0.5\n[input]\ngallery = 'a'",
+                "gate.l1.\"P@3\": 3 is not one of evaluate.k = [1, 5, 10]",
+            ),
+            ("[gate.l1]\nMAP = 60\n[input]\ngallery = 'a'", "gate.l1.\"MAP\": 60 is not between 0 and 1"),
+            ("[gate.l1]\nMAP = nan\n[input]\ngallery = 'a'", "gate.l1.\"MAP\": NaN is not between 0 and 1"),
+            ("[gate.l1]\nMAP = 'high'\n[input]\ngallery = 'a'", "shop.toml:2: invalid type"),
+            (
+                "[gate.l1]\nMAP = 0.5\n[evaluate]\nmetrics = ['cosine', 'l2']\n[input]\ngallery = 'a'",
+                "gate.l1: not one of evaluate.metrics = [cosine, l2]",
+            ),
         ] {
             let error = load(text, &[], &[]).expect_err(text);
             assert!(error.contains(expected), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_gate_names_measures_as_the_report_does() {
+        let text = "[input]\ngallery = 'a'\n[gate.cosine]\n'P@1' = 0.6\n'engine recall@10' = 1\n[gate.l2]\nMAP = 0.3";
+        let config = load(text, &["gate.l2.MAP=0.4"], &[]).expect("valid");
+        let gate: Vec<String> = config
+            .gate
+            .minimums
+            .iter()
+            .map(|minimum| format!("{} {} {}", minimum.metric, minimum.quantity, minimum.at_least))
+            .collect();
+        assert_eq!(gate, ["cosine P@1 0.6", "cosine engine recall@10 1", "l2 MAP 0.4"]);
+        assert_eq!(load("[input]\ngallery = 'a'", &[], &[]).expect("valid").gate, Gate::default());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::setup;
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule};
 use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
+use crate::stages::gate::Verdict;
 use crate::stages::load::{self, Loaded};
 use crate::stages::preprocess::{self, ImageBatch};
 use crate::stages::report::{self, Exporter, RunRecord, RunReport};
@@ -31,17 +32,19 @@ use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 
-/// Pictures → feature table → engine → measures → report → what users search.
+/// Pictures → feature table → engine → measures → gate → report → what users search.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let index = run.engine()?;
-    let extracted = run.extract()?;
+    let mut extracted = run.extract()?;
     if extracted.exit == Exit::Interrupted {
         return run.close(extracted);
     }
-    let mut loaded = run.load(index)?;
-    let evaluations = run.evaluate(&loaded)?;
-    run.report(&extracted, &loaded, evaluations)?;
+    let mut loaded = extracted.stages.time("load", || run.load(index))?;
+    let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
+    let verdict = run.gate(&evaluations);
+    extracted.exit = verdict.exit(extracted.exit);
+    run.report(&extracted, &loaded, evaluations, &verdict)?;
     run.promote(&extracted, &mut loaded)?;
     run.close(extracted)
 }
@@ -73,14 +76,15 @@ pub fn rollback(config: &PipelineConfig) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Engine → measures → report, on what was extracted before.
+/// Engine → measures → gate → report, on what was extracted before.
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
-    let extracted = run.last_extract()?;
-    let loaded = run.load(run.engine()?)?;
-    let evaluations = run.evaluate(&loaded)?;
-    run.report(&extracted, &loaded, evaluations)?;
-    Ok(Exit::Done)
+    let mut extracted = run.last_extract()?;
+    let loaded = extracted.stages.time("load", || run.engine().and_then(|index| run.load(index)))?;
+    let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
+    let verdict = run.gate(&evaluations);
+    run.report(&extracted, &loaded, evaluations, &verdict)?;
+    Ok(verdict.exit(Exit::Done))
 }
 
 /// `summary.json` → Markdown and the table on the terminal.
@@ -187,7 +191,7 @@ impl StageClock {
 pub struct Extracted {
     books: Books,
     failures: Vec<Failure>,
-    stages: Vec<StageStats>,
+    stages: StageClock,
     /// What made the vectors; and the program's version.
     provenance: Value,
     table_version: u64,
@@ -358,14 +362,7 @@ impl<'a> Run<'a> {
         let mut provenance = store.provenance().facts.clone();
         provenance["fingerprint"] = json!(store.provenance().fingerprint);
         provenance["imagedex"] = json!(env!("CARGO_PKG_VERSION"));
-        Ok(Extracted {
-            books,
-            failures,
-            stages: stages.done,
-            provenance,
-            table_version: store.version(),
-            exit,
-        })
+        Ok(Extracted { books, failures, stages, provenance, table_version: store.version(), exit })
     }
 
     /// Says which pictures failed, and whether they are too many.
@@ -476,17 +473,26 @@ impl<'a> Run<'a> {
         Ok(evaluations)
     }
 
+    /// Whether the measures are good enough for the index to be used.
+    pub fn gate(&self, evaluations: &[Evaluation]) -> Verdict {
+        self.config.gate.judge(evaluations)
+    }
+
     /// Puts what was loaded in the place of what users search, unless the run found a reason not to.
     fn promote(&self, extracted: &Extracted, loaded: &mut Loaded) -> anyhow::Result<()> {
         let Some(server) = loaded.index.as_server() else { return Ok(()) };
         if interrupt::is_set() {
             return Err(EngineError::Interrupted.into());
         }
-        if extracted.exit != Exit::Done {
-            tracing::warn!("not promoted: too many pictures failed; what users search stays as it was");
-            return Ok(());
+        match extracted.exit {
+            Exit::Done => say(format!("{}\n", server.promote()?).as_bytes())?,
+            Exit::Gate => {
+                server.discard()?;
+                say(b"the gate does not hold: what users search stays as it was, and the new index is removed\n")?;
+            }
+            _ => tracing::warn!("not promoted: too many pictures failed; what users search stays as it was"),
         }
-        say(format!("{}\n", server.promote()?).as_bytes())
+        Ok(())
     }
 
     /// Measures → `report/` and the table on the terminal.
@@ -495,13 +501,15 @@ impl<'a> Run<'a> {
         extracted: &Extracted,
         loaded: &Loaded,
         evaluations: Vec<Evaluation>,
+        verdict: &Verdict,
     ) -> anyhow::Result<()> {
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
         evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
         let report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
-            .with_run(extracted.books, &extracted.failures, extracted.stages.clone())
-            .with_load(loaded.books.clone());
+            .with_run(extracted.books, &extracted.failures, extracted.stages.done.clone())
+            .with_load(loaded.books.clone())
+            .with_gate(verdict.clone());
         report::export(&report, &report::Summary, &folder.join("summary.json"))?;
         self.render(&report)
     }
@@ -521,7 +529,7 @@ impl<'a> Run<'a> {
         let record = RunRecord {
             books: Some(books),
             failures: report::count_by_kind(&failures),
-            stages,
+            stages: stages.done,
             table_version: Some(table_version),
             ..RunRecord::new(&self.config.name, exit as i32, provenance)
         };
@@ -545,7 +553,13 @@ impl<'a> Run<'a> {
         Ok(Extracted {
             books: record.books.unwrap_or_default(),
             failures: store::read_failures(&self.failures_file())?,
-            stages: record.stages,
+            stages: StageClock {
+                done: record
+                    .stages
+                    .into_iter()
+                    .filter(|s| !matches!(&*s.stage, "load" | "evaluate"))
+                    .collect(),
+            },
             provenance: record.provenance,
             table_version: record.table_version.unwrap_or_default(),
             exit: Exit::Done,

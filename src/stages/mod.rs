@@ -3,6 +3,7 @@
 pub mod decode;
 pub mod embed;
 pub mod evaluate;
+pub mod gate;
 pub mod load;
 pub mod preprocess;
 pub mod report;

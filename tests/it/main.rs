@@ -7,6 +7,7 @@ mod support;
 mod bad_input;
 mod engines;
 mod evaluation;
+mod gate;
 mod golden_features;
 mod models;
 mod parity;

@@ -4,7 +4,61 @@
 //! metric-learning papers is `hit@k` here; `R@k` is the share of all relevant pictures, which `min(1, k / relevant)`
 //! bounds.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+
+/// One of the [`Measures`], shown by the name that reports print and pipeline files use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    Precision(usize),
+    Hit(usize),
+    Recall(usize),
+    Ndcg(usize),
+    Ap,
+    ApAtR,
+    RPrecision,
+    Rr,
+}
+
+impl Measure {
+    /// All that there are at these cut-offs.
+    pub fn all(ks: &[usize]) -> Vec<Measure> {
+        let at = [Measure::Precision, Measure::Hit, Measure::Recall, Measure::Ndcg];
+        let at = at.into_iter().flat_map(|at| ks.iter().map(move |&k| at(k)));
+        at.chain([Measure::Ap, Measure::ApAtR, Measure::RPrecision, Measure::Rr]).collect()
+    }
+
+    /// Its value, if its cut-off is one of the cut-offs.
+    pub fn of(self, measures: &Measures) -> Option<f64> {
+        Some(match self {
+            Measure::Precision(k) => measures.at(k)?.precision,
+            Measure::Hit(k) => measures.at(k)?.hit,
+            Measure::Recall(k) => measures.at(k)?.recall,
+            Measure::Ndcg(k) => measures.at(k)?.ndcg,
+            Measure::Ap => measures.ap,
+            Measure::ApAtR => measures.ap_at_r,
+            Measure::RPrecision => measures.r_precision,
+            Measure::Rr => measures.rr,
+        })
+    }
+}
+
+/// By the names of their means.
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Measure::Precision(k) => write!(f, "P@{k}"),
+            Measure::Hit(k) => write!(f, "hit@{k}"),
+            Measure::Recall(k) => write!(f, "R@{k}"),
+            Measure::Ndcg(k) => write!(f, "nDCG@{k}"),
+            Measure::Ap => f.write_str("MAP"),
+            Measure::ApAtR => f.write_str("MAP@R"),
+            Measure::RPrecision => f.write_str("R-prec"),
+            Measure::Rr => f.write_str("MRR"),
+        }
+    }
+}
 
 /// The measures of one query, or their means over several.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -21,7 +21,7 @@ use crate::engines::{EngineError, Hit, Query, Searcher};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
-pub use measures::{AtK, Bounds, Measures, TieAtK};
+pub use measures::{AtK, Bounds, Measure, Measures, TieAtK};
 pub use per_query::{PerQuery, QueryState, write_per_query};
 pub use ranking::SameRanking;
 pub use timing::SearchTiming;

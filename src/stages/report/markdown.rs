@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::table::{Table, decimal};
 use super::{Exporter, RunReport};
 use crate::stages::evaluate::{Evaluation, FEW_QUERIES, MetricEvaluation, Mode, ModeEvaluation};
+use crate::stages::gate::{Rule, Verdict};
 
 /// Classes shown in the table of the worst.
 const WORST_CLASSES: usize = 5;
@@ -25,6 +26,7 @@ pub struct Markdown;
 impl Exporter for Markdown {
     fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "# imagedex: {}\n", escape(&report.name))?;
+        write_gate(&report.gate, out)?;
         for evaluation in &report.evaluations {
             for mode in &evaluation.modes {
                 write_mode(evaluation, mode, out)?;
@@ -34,6 +36,39 @@ impl Exporter for Markdown {
         write_run(report, out)?;
         write_provenance(&report.provenance, out)
     }
+}
+
+/// What failed, one line each; then every check.
+fn write_gate(gate: &Verdict, out: &mut dyn Write) -> io::Result<()> {
+    if gate.is_empty() {
+        return Ok(());
+    }
+    let (failures, all) = (gate.failures(), gate.checks.len());
+    if failures.is_empty() {
+        writeln!(out, "## Gate: {all} of {all} checks hold\n")?;
+    } else {
+        writeln!(out, "## Gate: FAILED, {} of {all} checks\n", failures.len())?;
+        for failure in failures {
+            writeln!(out, "- **{}**", escape(&failure))?;
+        }
+        writeln!(out)?;
+    }
+    let mut table = Table::new(&["check", "found", "at least", "holds"]);
+    for check in &gate.checks {
+        let engine = check.engine.as_deref().unwrap_or("any engine");
+        let mode = check.mode.map_or("any mode", Mode::name);
+        let rule = match check.rule {
+            Rule::Minimum => "",
+            Rule::ExactEngine => " (built in)",
+        };
+        table.rows.push(vec![
+            escape(&format!("{engine}, {mode}: {} {}{rule}", check.metric, check.measure)),
+            check.found_text(),
+            check.minimum.to_string(),
+            if check.passed { "yes" } else { "**no**" }.to_owned(),
+        ]);
+    }
+    writeln!(out, "{}", table.markdown())
 }
 
 fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming};
+use crate::stages::gate::Verdict;
 use crate::stats::{Books, LoadBooks, StageStats};
 
 pub use markdown::Markdown;
@@ -56,6 +57,9 @@ pub struct RunReport {
     pub failures: BTreeMap<String, u64>,
     /// One for each way to search an engine.
     pub evaluations: Vec<Evaluation>,
+    /// Whether they are good enough; left out where nothing was asked and nothing was wrong.
+    #[serde(default, skip_serializing_if = "Verdict::is_empty")]
+    pub gate: Verdict,
     /// What differs from run to run.
     pub measured: Measured,
 }
@@ -78,6 +82,7 @@ impl RunReport {
             load: None,
             failures: BTreeMap::new(),
             evaluations,
+            gate: Verdict::default(),
             measured: Measured::default(),
         };
         for evaluation in &mut report.evaluations {
@@ -100,8 +105,13 @@ impl RunReport {
         self
     }
 
-    /// Reads a `summary.json`. The rows of single queries are not in it. The file has every digit of a number; reading
-    /// may differ in the last bit, as `serde_json` parses for speed.
+    /// With what the gate says of the evaluations.
+    pub fn with_gate(mut self, gate: Verdict) -> RunReport {
+        self.gate = gate;
+        self
+    }
+
+    /// Reads a `summary.json`. The rows of single queries are not in it.
     pub fn read(path: &Path) -> Result<RunReport, ReportError> {
         let failed = |reason: String| ReportError::Read { path: path.display().to_string(), reason };
         let text = fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;

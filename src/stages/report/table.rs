@@ -1,6 +1,6 @@
 //! Rows of cells, and the table of measures that Markdown and the terminal share.
 
-use crate::stages::evaluate::{Measures, MetricEvaluation};
+use crate::stages::evaluate::{Measure, Measures, MetricEvaluation};
 
 /// A table whose first column is text; all others are numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,12 +22,12 @@ impl Table {
         of: impl Fn(&MetricEvaluation) -> Option<&Measures>,
     ) -> Table {
         let mut header = vec!["metric".to_owned()];
-        header.extend(columns(ks).into_iter().map(|(name, _)| name));
+        header.extend(columns(ks).iter().map(Measure::to_string));
         header.push("n".to_owned());
         let rows = metrics.iter().filter_map(|metric| {
             let measures = of(metric)?;
             let mut row = vec![metric.metric.name().to_owned()];
-            row.extend(columns(ks).iter().map(|(_, value)| value(measures).map_or("-".to_owned(), decimal)));
+            row.extend(columns(ks).iter().map(|column| column.of(measures).map_or("-".to_owned(), decimal)));
             row.push(n.to_string());
             Some(row)
         });
@@ -67,26 +67,20 @@ pub fn decimal(value: f64) -> String {
     format!("{value:.4}")
 }
 
-type Value = Box<dyn Fn(&Measures) -> Option<f64>>;
-
 /// The measures that a table shows: P@k for the least cut-off, hit@k for all above 1 (hit@1 is P@1), recall and nDCG
 /// for the greatest, and those without a cut-off.
-fn columns(ks: &[usize]) -> Vec<(String, Value)> {
-    let mut columns: Vec<(String, Value)> = Vec::new();
-    if let Some(&k) = ks.first() {
-        columns.push((format!("P@{k}"), Box::new(move |measures| Some(measures.at(k)?.precision))));
-    }
-    for &k in ks.iter().filter(|k| **k > 1) {
-        columns.push((format!("hit@{k}"), Box::new(move |measures| Some(measures.at(k)?.hit))));
-    }
-    if let Some(&k) = ks.last() {
-        columns.push((format!("R@{k}"), Box::new(move |measures| Some(measures.at(k)?.recall))));
-        columns.push(("MAP".to_owned(), Box::new(|measures| Some(measures.ap))));
-        columns.push(("MAP@R".to_owned(), Box::new(|measures| Some(measures.ap_at_r))));
-        columns.push(("R-prec".to_owned(), Box::new(|measures| Some(measures.r_precision))));
-        columns.push(("MRR".to_owned(), Box::new(|measures| Some(measures.rr))));
-        columns.push((format!("nDCG@{k}"), Box::new(move |measures| Some(measures.at(k)?.ndcg))));
-    }
+fn columns(ks: &[usize]) -> Vec<Measure> {
+    let (Some(&least), Some(&greatest)) = (ks.first(), ks.last()) else { return Vec::new() };
+    let mut columns = vec![Measure::Precision(least)];
+    columns.extend(ks.iter().filter(|k| **k > 1).map(|&k| Measure::Hit(k)));
+    columns.extend([
+        Measure::Recall(greatest),
+        Measure::Ap,
+        Measure::ApAtR,
+        Measure::RPrecision,
+        Measure::Rr,
+        Measure::Ndcg(greatest),
+    ]);
     columns
 }
 

@@ -32,6 +32,9 @@ impl Exporter for Terminal {
                 writeln!(out, "{}", verdict(mode))?;
             }
         }
+        if !report.gate.is_empty() {
+            writeln!(out, "{}", report.gate)?;
+        }
         if let Some(books) = &report.books {
             write!(out, "{books}")?;
         }
