@@ -160,7 +160,7 @@ pub trait Searcher {
 
 /// An index of vectors: what is put in with [`upsert`](VectorIndex::upsert) can be searched after
 /// [`commit`](VectorIndex::commit).
-pub trait VectorIndex: Searcher {
+pub trait VectorIndex: Searcher + Send {
     /// Starts an empty index for vectors of `dim` numbers; what it held before is gone.
     fn create(&mut self, dim: usize) -> Result<(), EngineError>;
 

@@ -17,5 +17,4 @@ if [ "$(id -u)" = 0 ]; then
 	chown -R nobody "$data"
 	as=(setpriv --reuid=nobody --clear-groups)
 fi
-
 exec "${as[@]}" "$home/bin/elasticsearch" "${settings[@]}"

@@ -5,7 +5,10 @@
 mod support;
 
 mod bad_input;
+mod elastic;
 mod engines;
+mod es_node;
+mod es_proxy;
 mod evaluation;
 mod gate;
 mod golden_features;

@@ -1,0 +1,737 @@
+//! Elasticsearch, the real one: what is loaded is complete, whatever happens meanwhile; and users search either the old index
+//! or the new one, never anything between.
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use imagedex::config::Budget;
+use imagedex::engines::elastic::{Address, ElasticConfig, Encoding, KnnConfig};
+use imagedex::engines::flat::Flat;
+use imagedex::engines::{self, EngineConfig, EngineError, Filter, Query, Server, VectorIndex};
+use imagedex::exchange;
+use imagedex::metric::Metric;
+use imagedex::pipeline::async_runtime;
+use imagedex::stages::decode::Picture;
+use imagedex::stages::embed::EmbeddingBatch;
+use imagedex::stages::load::{self, LoadError, Loaded};
+use imagedex::stages::scan::Split;
+use imagedex::stages::store::{CommitFacts, FeatureStore, Provenance};
+use imagedex::stats::LoadBooks;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::es_node::Node;
+use crate::es_proxy::{Fault, Proxy};
+use crate::support::shared;
+
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| async_runtime().expect("a runtime"))
+}
+
+/// An alias that no other test uses.
+fn alias() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("shop{}", NEXT.fetch_add(1, Ordering::SeqCst))
+}
+
+fn config(url: &str, alias: &str) -> ElasticConfig {
+    let url = Some(Address::try_from(url.to_owned()).expect("an address"));
+    ElasticConfig { url, alias: alias.to_owned(), give_up_seconds: 120, ..ElasticConfig::default() }
+}
+
+fn open(config: &ElasticConfig) -> Box<dyn VectorIndex> {
+    engines::open(&EngineConfig::Elasticsearch(Box::new(config.clone())), true, runtime().handle())
+        .expect("opens")
+}
+
+/// Numbers that look random and are the same in every run.
+fn random(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+fn picture(id: String) -> Picture {
+    Picture {
+        label: id.split_once('/').map(|(class, _)| class.to_owned()),
+        sha256: format!("sha-of-{id}"),
+        split: Split::Gallery,
+        dhash: u64::MAX,
+        width: 32,
+        height: 24,
+        format: "png".to_owned(),
+        id,
+    }
+}
+
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+    let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+    vector
+}
+
+/// Pictures of three classes with unit vectors of `dim` numbers, none negative, many zero.
+fn pictures(range: std::ops::Range<usize>, dim: usize, seed: u64) -> EmbeddingBatch {
+    let mut random = random(seed);
+    let mut batch = EmbeddingBatch { dim, ..EmbeddingBatch::default() };
+    for i in range {
+        let vector: Vec<f32> =
+            (0..dim).map(|_| (random() - 0.5).max(0.0) + if random() < 0.01 { 1.0 } else { 0.0 }).collect();
+        let mut vector = vector;
+        vector[i % dim] += 0.1;
+        batch.pictures.push(picture(format!("class{}/{i:06}.png", i % 3)));
+        batch.vectors.extend(unit(vector));
+        batch.norms.push(1.0);
+    }
+    batch.sorted()
+}
+
+trait Sorted {
+    fn sorted(self) -> EmbeddingBatch;
+}
+
+impl Sorted for EmbeddingBatch {
+    fn sorted(self) -> EmbeddingBatch {
+        let mut rows: Vec<usize> = (0..self.len()).collect();
+        rows.sort_by(|a, b| self.pictures[*a].id.cmp(&self.pictures[*b].id));
+        let mut sorted = EmbeddingBatch { dim: self.dim, ..EmbeddingBatch::default() };
+        for row in rows {
+            sorted.pictures.push(self.pictures[row].clone());
+            sorted.vectors.extend_from_slice(self.vector(row));
+            sorted.norms.push(self.norms[row]);
+        }
+        sorted
+    }
+}
+
+/// A feature table of its own.
+struct Table {
+    _folder: TempDir,
+    store: FeatureStore,
+}
+
+impl Table {
+    fn of(batch: &EmbeddingBatch) -> Table {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let provenance = Provenance {
+            fingerprint: "0123456789abcdef".to_owned(),
+            dim: batch.dim,
+            facts: json!({ "non_negative": true }),
+        };
+        let store =
+            runtime().block_on(FeatureStore::open_or_create(folder.path(), &provenance)).expect("a table");
+        let mut table = Table { _folder: folder, store };
+        table.append(batch);
+        table
+    }
+
+    fn append(&mut self, batch: &EmbeddingBatch) {
+        runtime().block_on(self.store.append(batch, &CommitFacts(json!({})))).expect("appended");
+    }
+
+    fn replace(&mut self, batch: &EmbeddingBatch) {
+        runtime().block_on(self.store.replace(batch, &CommitFacts(json!({})))).expect("replaced");
+    }
+
+    fn delete(&mut self, ids: &[&str]) {
+        let gone: Vec<(Split, String)> = ids.iter().map(|id| (Split::Gallery, (*id).to_owned())).collect();
+        runtime().block_on(self.store.apply(&[], &gone, &CommitFacts(json!({})))).expect("deleted");
+    }
+
+    fn rows(&self) -> EmbeddingBatch {
+        runtime().block_on(self.store.read(Some(Split::Gallery))).expect("read")
+    }
+}
+
+fn load(table: &Table, config: &ElasticConfig) -> Result<Loaded, LoadError> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dead = folder.path().join("rejected.jsonl");
+    load::load(runtime().handle(), &table.store, open(config), config.max_rejected, &dead)
+}
+
+fn server(loaded: &mut Loaded) -> &mut dyn Server {
+    loaded.index.as_server().expect("a server")
+}
+
+/// Loads and promotes; the index that is live then.
+fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
+    let mut loaded = load(table, config).expect("loaded");
+    let said = server(&mut loaded).promote().expect("promoted");
+    let name =
+        said.split("stands for ").nth(1).and_then(|rest| rest.split([',', ' ']).next()).expect("a name");
+    (loaded.books, name.to_owned())
+}
+
+/// Every vector of the table is in the index, bit for bit, and nothing else is.
+#[track_caller]
+fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, name: &str) {
+    assert_eq!(node.count(name), rows.len() as u64);
+    let ids: Vec<String> = rows.pictures.iter().map(|picture| picture.id.clone()).collect();
+    let server = index.as_server().expect("a server");
+    for (start, ids) in ids.chunks(500).enumerate().map(|(i, ids)| (i * 500, ids)) {
+        for (i, vector) in server.vectors(ids).expect("read back").into_iter().enumerate() {
+            let vector = vector.unwrap_or_else(|| panic!("{} is missing", ids[i]));
+            let bits = |vector: &[f32]| vector.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&vector), bits(rows.vector(start + i)), "{}", ids[i]);
+        }
+    }
+}
+
+#[test]
+fn twenty_thousand_pictures_survive_two_kills_of_the_server() {
+    let Some(seed) = shared("seed") else { return };
+    let real = exchange::read(&seed.join("train.h5")).expect("the original's features");
+    // Resampled: each is the mean of two real ones, weighted at random.
+    let mut random = random(7);
+    let mut batch = EmbeddingBatch { dim: real.dim, ..EmbeddingBatch::default() };
+    for i in 0..20_000 {
+        let one = real.vector((random() * real.len() as f32) as usize % real.len());
+        let other = real.vector((random() * real.len() as f32) as usize % real.len());
+        let weight = random();
+        let mixed = one.iter().zip(other).map(|(a, b)| a * weight + b * (1.0 - weight)).collect();
+        batch.pictures.push(picture(format!("real/{i:05}.jpg")));
+        batch.vectors.extend(unit(mixed));
+        batch.norms.push(1.0);
+    }
+    let table = Table::of(&batch);
+    let mut node = Node::start(&[]);
+    // Slow enough to be killed twice on the way: numbers as text, one sender, small requests.
+    let config = ElasticConfig {
+        encoding: Encoding::Array,
+        senders: 1,
+        max_bulk_mb: 1,
+        ..config(&node.url(), "shop")
+    };
+    let indexed = |node: &Node| {
+        let answer = node.try_request(
+            "GET",
+            "/shop-*/_stats/indexing?filter_path=_all.total.indexing.index_total",
+            None,
+        );
+        answer
+            .ok()
+            .and_then(|(_, stats)| stats["_all"]["total"]["indexing"]["index_total"].as_u64())
+            .unwrap_or(0)
+    };
+    let mut loaded = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| load(&table, &config).expect("loaded"));
+        for _ in 0..2 {
+            // The counter begins again with each start of the server.
+            while indexed(&node) < 3000 {
+                assert!(!loading.is_finished(), "the load was done before the server could be killed");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            node.kill();
+            std::thread::sleep(Duration::from_millis(500));
+            node.restart();
+        }
+        loading.join().expect("no panic")
+    });
+    assert_eq!((loaded.books.gallery, loaded.books.searchable, loaded.books.rejected), (20_000, 20_000, 0));
+    assert_eq!((loaded.books.sent, loaded.books.indexed), (20_000, 20_000));
+    assert!(loaded.books.retried > 0, "{:?}", loaded.books);
+    server(&mut loaded).promote().expect("promoted");
+    let name = node.behind("shop").pop().expect("an index");
+    holds_all(loaded.index.as_mut(), &table.rows(), &node, &name);
+}
+
+#[test]
+fn all_four_metrics_answer_as_flat_does() {
+    let rows = pictures(0..1500, 64, 3);
+    let table = Table::of(&rows);
+    let config = ElasticConfig {
+        knn: Some(KnnConfig {
+            index_options: "hnsw".to_owned(),
+            num_candidates: 200,
+            ..KnnConfig::default()
+        }),
+        sparse: true,
+        shards: 2,
+        ..config(&Node::shared().url(), &alias())
+    };
+    let loaded = load(&table, &config).expect("loaded");
+    let mut flat = Flat::new(true);
+    flat.create(rows.dim).expect("flat");
+    flat.upsert(&rows).expect("flat");
+    flat.commit().expect("flat");
+    let queries = pictures(0..40, 64, 11);
+    for arm in loaded.index.arms() {
+        for metric in Metric::ALL.into_iter().filter(|metric| arm.supports(*metric)) {
+            let asked: Vec<Query> =
+                (0..queries.len()).map(|i| Query { vector: queries.vector(i), k: 10, metric }).collect();
+            let truth = engines::Searcher::search_many(&flat, &asked).expect("flat");
+            let found = arm.search_many(&asked).expect("searched");
+            // The weights of a sparse vector are kept to 9 bits.
+            let tolerance = if arm.name().contains("sparse") { 4e-3 } else { 1e-6 };
+            let mut same = 0;
+            for (truth, found) in truth.iter().zip(&found) {
+                assert_eq!(found.len(), 10, "{} {metric}", arm.name());
+                for (i, (hit, true_hit)) in found.iter().zip(truth).enumerate() {
+                    let difference = (hit.score - true_hit.score).abs();
+                    if arm.is_exact() || arm.name().contains("sparse") {
+                        assert!(
+                            difference <= tolerance,
+                            "{} {metric} rank {i}: {hit:?} {true_hit:?}",
+                            arm.name()
+                        );
+                    }
+                    same += usize::from(hit.id == true_hit.id);
+                    // Another picture at this rank is right only where its score is as good as equal.
+                    let is_tie = truth.iter().any(|t| t.id == hit.id) || difference <= tolerance;
+                    assert!(
+                        !arm.is_exact() || hit.id == true_hit.id || is_tie,
+                        "{metric} rank {i}: {hit:?} {true_hit:?}"
+                    );
+                }
+            }
+            let least = if arm.is_exact() { 0.99 } else { 0.7 };
+            let share = same as f64 / (10 * asked.len()) as f64;
+            assert!(share >= least, "{} {metric}: {share} of the hits are flat's", arm.name());
+        }
+    }
+}
+
+#[test]
+fn equal_scores_come_by_id_from_every_shard() {
+    let vector = [0.6, 0.8];
+    let mut rows = EmbeddingBatch { dim: 2, ..EmbeddingBatch::default() };
+    for id in (0..60).map(|i| format!("twin/{i:02}")) {
+        rows.pictures.push(picture(id));
+        rows.vectors.extend(vector);
+        rows.norms.push(1.0);
+    }
+    let table = Table::of(&rows);
+    let config = ElasticConfig { shards: 3, ..config(&Node::shared().url(), &alias()) };
+    let loaded = load(&table, &config).expect("loaded");
+    for metric in Metric::ALL {
+        let hits = loaded.index.search(&Query { vector: &vector, k: 25, metric }).expect("searched");
+        let ids: Vec<&str> = hits.iter().map(|hit| hit.id.as_str()).collect();
+        let expected: Vec<&str> = rows.pictures[..25].iter().map(|picture| picture.id.as_str()).collect();
+        assert_eq!(ids, expected, "{metric}");
+    }
+}
+
+#[test]
+fn filters_keep_what_they_name() {
+    let rows = pictures(0..90, 16, 5);
+    let table = Table::of(&rows);
+    let config = config(&Node::shared().url(), &alias());
+    let mut loaded = load(&table, &config).expect("loaded");
+    let filters = [Filter { column: "label".to_owned(), value: "class1".to_owned() }];
+    let query = Query { vector: rows.vector(0), k: 100, metric: Metric::Cosine };
+    let hits = server(&mut loaded).search_filtered(&query, &filters).expect("searched");
+    assert_eq!(hits.len(), 30);
+    assert!(hits.iter().all(|hit| hit.id.starts_with("class1/")));
+}
+
+#[test]
+fn what_changed_is_applied_to_a_copy_of_the_live_index() {
+    let node = Node::shared();
+    let alias = alias();
+    let config = config(&node.url(), &alias);
+    let mut table = Table::of(&pictures(0..300, 32, 1));
+    let (books, first) = publish(&table, &config);
+    assert_eq!((books.sent_what.as_str(), books.sent), ("everything", 300));
+    // Nothing changed: nothing is sent, nothing is made.
+    let (books, same) = publish(&table, &config);
+    assert_eq!((books.sent, same.as_str()), (0, first.as_str()));
+    assert_eq!(node.indices(&alias), [first.clone()]);
+    // One added, two changed, one gone.
+    table.append(&pictures(300..301, 32, 9));
+    let changed = pictures(10..12, 32, 77);
+    table.replace(&changed);
+    table.delete(&["class2/000005.png"]);
+    let (books, second) = publish(&table, &config);
+    assert!(books.sent_what.starts_with("changes since version"), "{books:?}");
+    assert_eq!((books.sent, books.indexed, books.removed, books.searchable), (4, 3, 1, 300));
+    assert_ne!(first, second);
+    assert_eq!(node.behind(&alias), [second.clone()]);
+    let mut index = open(&config);
+    index.as_server().expect("a server").attach("0123456789abcdef", 32).expect("attached");
+    holds_all(index.as_mut(), &table.rows(), node, &second);
+    // The live index takes writes as before, and the settings are those of a finished index.
+    let settings = node.ask("GET", &format!("/{second}/_settings?flat_settings=true"), None);
+    let settings = &settings[&second]["settings"];
+    assert_eq!(settings["index.refresh_interval"], serde_json::Value::Null);
+    assert_eq!(settings["index.auto_expand_replicas"], "0-1");
+    assert_ne!(settings["index.blocks.write"], "true");
+    let before = node.ask("GET", &format!("/{first}/_settings?flat_settings=true"), None);
+    assert_ne!(before[&first]["settings"]["index.blocks.write"], "true");
+    // Most of it changed: a fresh index.
+    table.replace(&pictures(0..200, 32, 123));
+    let (books, _) = publish(&table, &config);
+    assert_eq!(books.sent_what, "everything");
+}
+
+#[test]
+fn rollback_goes_back_and_old_indices_are_pruned() {
+    let node = Node::shared();
+    let alias = alias();
+    let config = config(&node.url(), &alias);
+    // Somebody else's index of such a name.
+    node.ask("PUT", &format!("/{alias}-of-somebody-else"), None);
+    let mut table = Table::of(&pictures(0..20, 8, 1));
+    let mut names = Vec::new();
+    for i in 0..3 {
+        names.push(publish(&table, &config).1);
+        table.append(&pictures(100 + i..101 + i, 8, 2));
+    }
+    assert_eq!(node.behind(&alias), [names[2].clone()]);
+    let left: BTreeSet<String> = node.indices(&alias).into_iter().collect();
+    let kept = [names[1].clone(), names[2].clone(), format!("{alias}-of-somebody-else")];
+    assert_eq!(left, BTreeSet::from(kept), "one earlier index stays, and what is not ours");
+    let said = open(&config).as_server().expect("a server").rollback().expect("rolled back");
+    assert!(said.contains(&names[1]), "{said}");
+    assert_eq!(node.behind(&alias), [names[1].clone()]);
+    let refused = open(&config).as_server().expect("a server").rollback().expect_err("nothing before it");
+    assert!(refused.to_string().contains("no earlier index"), "{refused}");
+    // The next good load goes forward again.
+    let (_, newest) = publish(&table, &config);
+    assert_eq!(node.behind(&alias), [newest]);
+}
+
+#[test]
+fn an_alias_that_cannot_be_moved_is_refused_before_anything_is_loaded() {
+    let node = Node::shared();
+    let table = Table::of(&pictures(0..5, 8, 1));
+    let concrete = alias();
+    node.ask("PUT", &format!("/{concrete}"), None);
+    let error = load(&table, &config(&node.url(), &concrete)).map(|_| ()).expect_err("an index of that name");
+    assert!(error.to_string().contains("an index, not an alias, is called"), "{error}");
+    let double = alias();
+    for name in ["a", "b"] {
+        node.ask("PUT", &format!("/{double}-{name}"), Some(json!({ "aliases": { double.as_str(): {} } })));
+    }
+    let error = load(&table, &config(&node.url(), &double)).map(|_| ()).expect_err("two indices");
+    assert!(error.to_string().contains("stands for several indices"), "{error}");
+}
+
+#[test]
+fn a_second_load_of_the_same_alias_has_to_wait() {
+    let node = Node::shared();
+    let alias = alias();
+    let config = config(&node.url(), &alias);
+    let table = Table::of(&pictures(0..5, 8, 1));
+    let first = load(&table, &config).expect("loaded");
+    let refused = load(&table, &config).map(|_| ()).expect_err("locked");
+    assert!(matches!(refused, LoadError::Engine(EngineError::Locked(_))), "{refused}");
+    assert!(refused.to_string().contains("another run"), "{refused}");
+    drop(first);
+    load(&table, &config).expect("free again");
+    // A run that was killed long ago left its lock and half an index.
+    let stale = json!({ "owner": "dead", "host": "gone", "process": 1, "heartbeat": 1000 });
+    node.ask("PUT", &format!("/imagedex-locks/_doc/{alias}?refresh=true"), Some(stale));
+    load(&table, &config).expect("taken over");
+}
+
+#[test]
+fn a_run_whose_lock_was_taken_over_promotes_nothing() {
+    let node = Node::shared();
+    let alias = alias();
+    let config = config(&node.url(), &alias);
+    let table = Table::of(&pictures(0..5, 8, 1));
+    let mut loaded = load(&table, &config).expect("loaded");
+    let other = json!({ "owner": "other", "host": "elsewhere", "process": 1, "heartbeat": 1000 });
+    node.ask("PUT", &format!("/imagedex-locks/_doc/{alias}?refresh=true"), Some(other));
+    let refused = server(&mut loaded).promote().expect_err("not ours any more");
+    assert!(matches!(refused, EngineError::Locked(_)), "{refused}");
+    assert_eq!(node.behind(&alias), Vec::<String>::new());
+}
+
+#[test]
+fn what_a_killed_run_left_is_cleared_away() {
+    let node = Node::shared();
+    let alias = alias();
+    let config = config(&node.url(), &alias);
+    let table = Table::of(&pictures(0..5, 8, 1));
+    let mut index = open(&config);
+    index.create(8).expect("begun");
+    let half_made = node.indices(&alias).pop().expect("an index");
+    // As after kill -9: nothing is cleaned up, and the lock's heart beats no more.
+    std::mem::forget(index);
+    node.ask("DELETE", &format!("/imagedex-locks/_doc/{alias}?refresh=true"), None);
+    let (_, name) = publish(&table, &config);
+    assert_eq!(node.indices(&alias), [name.clone()]);
+    assert_ne!(name, half_made);
+}
+
+#[test]
+fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
+    let node = Node::shared();
+    let alias = alias();
+    let mut rows = pictures(0..50, 8, 1);
+    rows.vectors[8 * 7..8 * 8].fill(0.0);
+    let zero = rows.pictures[7].id.clone();
+    let table = Table::of(&rows);
+    let refused = load(&table, &config(&node.url(), &alias)).map(|_| ()).expect_err("over budget");
+    assert!(matches!(&refused, LoadError::OverBudget { rejected: 1, .. }), "{refused}");
+    assert_eq!(node.indices(&alias), Vec::<String>::new(), "nothing is left behind");
+    let allowed = ElasticConfig { max_rejected: Budget::Count(1), ..config(&node.url(), &alias) };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dead = folder.path().join("rejected.jsonl");
+    let loaded = load::load(runtime().handle(), &table.store, open(&allowed), allowed.max_rejected, &dead)
+        .expect("loaded");
+    assert_eq!((loaded.books.gallery, loaded.books.searchable, loaded.books.rejected), (50, 49, 1));
+    let letters = std::fs::read_to_string(dead).expect("dead letters");
+    assert!(letters.contains(&zero) && letters.contains("zeros"), "{letters}");
+}
+
+#[test]
+fn documents_that_the_server_refuses_are_dead_letters_with_its_reason() {
+    // An index whose mapping does not fit: made by hand under our metadata, and copied as the live one.
+    let node = Node::shared();
+    let alias = alias();
+    let config = ElasticConfig { max_rejected: Budget::Count(10), ..config(&node.url(), &alias) };
+    let mut table = Table::of(&pictures(0..50, 8, 1));
+    let (_, live) = publish(&table, &config);
+    let mapping = node.ask("GET", &format!("/{live}/_mapping"), None)[&live]["mappings"].clone();
+    let mut odd = mapping.clone();
+    odd["properties"]["width"] = json!({ "type": "byte" });
+    let name = format!("{alias}-99999999t000000000-01234567");
+    node.ask("PUT", &format!("/{name}"), Some(json!({ "mappings": odd, "aliases": { alias.as_str(): {} } })));
+    node.ask(
+        "POST",
+        "/_reindex?refresh=true",
+        Some(json!({ "source": { "index": live }, "dest": { "index": name } })),
+    );
+    node.ask("DELETE", &format!("/{live}"), None);
+    // 32 fits into a byte, 3000 does not.
+    let mut wide = pictures(50..53, 8, 2);
+    wide.pictures[1].width = 3000;
+    table.append(&wide);
+    let loaded = load(&table, &config).expect("loaded");
+    assert_eq!((loaded.books.sent, loaded.books.indexed, loaded.books.rejected), (3, 2, 1));
+    assert_eq!(loaded.books.searchable, 52);
+}
+
+/// Loads 3,000 pictures through a proxy that spoils requests; afterwards every one is there, once.
+#[track_caller]
+fn survives(faults: impl Fn(&crate::es_proxy::Asked) -> Fault + Send + Sync + 'static, least_spoilt: usize) {
+    let node = Node::shared();
+    let proxy = Proxy::before(node.port(), faults);
+    let alias = alias();
+    let config = ElasticConfig { timeout_seconds: 2, ..config(&proxy.url(), &alias) };
+    let table = Table::of(&pictures(0..3000, 16, 4));
+    let mut loaded = load(&table, &config).expect("loaded");
+    assert!(proxy.spoilt() >= least_spoilt, "only {} requests were spoilt", proxy.spoilt());
+    assert_eq!((loaded.books.searchable, loaded.books.indexed, loaded.books.rejected), (3000, 3000, 0));
+    server(&mut loaded).promote().expect("promoted");
+    let name = node.behind(&alias).pop().expect("an index");
+    holds_all(loaded.index.as_mut(), &table.rows(), node, &name);
+}
+
+#[test]
+fn lost_connections_and_lost_answers_lose_no_document() {
+    survives(
+        |asked| match asked.bulk {
+            Some(1) => Fault::Reset,
+            Some(3) => Fault::LoseAnswer,
+            Some(5) => Fault::CutAnswer,
+            Some(7) => Fault::Delay(Duration::from_secs(3)),
+            _ => Fault::Pass,
+        },
+        4,
+    );
+}
+
+#[test]
+fn a_busy_server_is_asked_again() {
+    survives(
+        |asked| match asked.bulk {
+            Some(0) => Fault::Answer(503, "{}"),
+            Some(2) => Fault::Answer(
+                429,
+                r#"{"error":{"type":"es_rejected_execution_exception","reason":"full"},"status":429}"#,
+            ),
+            Some(4) => Fault::Answer(502, "<html>a proxy's own words</html>"),
+            Some(6) => Fault::Answer(200, "<html>not JSON</html>"),
+            Some(8) => Fault::Answer(200, r#"{"items":[]}"#),
+            _ => Fault::Pass,
+        },
+        5,
+    );
+}
+
+#[test]
+fn every_other_request_may_fail_as_well() {
+    // Whatever it is for: settings, mapping, count, aliases, the lock.
+    let seen = AtomicUsize::new(0);
+    survives(
+        move |asked| match (asked.bulk, seen.fetch_add(1, Ordering::SeqCst) % 3) {
+            (None, 0) if asked.method != "DELETE" && asked.path != "/" => Fault::LoseAnswer,
+            _ => Fault::Pass,
+        },
+        5,
+    );
+}
+
+#[test]
+fn a_request_that_is_too_large_is_cut_in_two() {
+    let halved = AtomicUsize::new(0);
+    survives(
+        move |asked| match asked.bulk {
+            Some(_) if halved.fetch_add(1, Ordering::SeqCst) < 3 => Fault::Answer(413, ""),
+            _ => Fault::Pass,
+        },
+        3,
+    );
+}
+
+/// A load that cannot succeed: it says why, leaves nothing behind, and the live index serves on.
+#[track_caller]
+fn fails(faults: impl Fn(&crate::es_proxy::Asked) -> Fault + Send + Sync + 'static, says: &str) {
+    let node = Node::shared();
+    let alias = alias();
+    let mut table = Table::of(&pictures(0..500, 8, 1));
+    let (_, live) = publish(&table, &config(&node.url(), &alias));
+    table.append(&pictures(500..3000, 8, 2));
+    let proxy = Proxy::before(node.port(), faults);
+    let config = ElasticConfig { give_up_seconds: 2, ..config(&proxy.url(), &alias) };
+    let error = load(&table, &config).map(|_| ()).expect_err("it cannot be loaded").to_string();
+    assert!(error.contains(says), "{error}");
+    assert_eq!(node.indices(&alias), [live.clone()], "nothing is left behind");
+    assert_eq!(node.behind(&alias), [live.clone()]);
+    assert_eq!(node.count(&live), 500);
+    let settings = node.ask("GET", &format!("/{live}/_settings?flat_settings=true"), None);
+    assert_ne!(settings[&live]["settings"]["index.blocks.write"], "true");
+}
+
+#[test]
+fn credentials_that_expire_half_way_end_the_load() {
+    let expired = r#"{"error":{"type":"security_exception","reason":"token expired"},"status":401}"#;
+    fails(
+        move |asked| {
+            if asked.bulk.is_some_and(|n| n >= 3) { Fault::Answer(401, expired) } else { Fault::Pass }
+        },
+        "ELASTIC_API_KEY",
+    );
+    let refused = r#"{"error":{"type":"security_exception","reason":"action [indices:data/write/bulk] is unauthorized"},"status":403}"#;
+    fails(
+        move |asked| {
+            if asked.bulk.is_some_and(|n| n >= 2) { Fault::Answer(403, refused) } else { Fault::Pass }
+        },
+        "privilege",
+    );
+}
+
+#[test]
+fn a_server_that_stays_busy_is_given_up() {
+    fails(
+        |asked| if asked.bulk.is_some() { Fault::Answer(503, "{}") } else { Fault::Pass },
+        "give_up_seconds",
+    );
+}
+
+#[test]
+fn the_servers_own_back_pressure_is_obeyed() {
+    // 20 MB of requests to a server that takes 1 MB at a time; and one that queues a single request.
+    for settings in [
+        ["indexing_pressure.memory.limit=1mb"].as_slice(),
+        &["thread_pool.write.size=1", "thread_pool.write.queue_size=1"],
+    ] {
+        let node = Node::start(settings);
+        let config = ElasticConfig { senders: 12, max_bulk_mb: 1, ..config(&node.url(), "shop") };
+        let table = Table::of(&pictures(0..6000, 256, 6));
+        let mut loaded = load(&table, &config).expect("loaded");
+        assert_eq!((loaded.books.searchable, loaded.books.rejected), (6000, 0));
+        assert!(loaded.books.retried > 0, "{settings:?}: {:?}", loaded.books);
+        server(&mut loaded).promote().expect("promoted");
+        let name = node.behind("shop").pop().expect("an index");
+        holds_all(loaded.index.as_mut(), &table.rows(), &node, &name);
+    }
+}
+
+#[test]
+fn a_full_disk_ends_the_load_with_its_remedy() {
+    let node = Node::start(&[]);
+    let table = Table::of(&pictures(0..3000, 16, 1));
+    let config = ElasticConfig { give_up_seconds: 2, ..config(&node.url(), "shop") };
+    // As the flood-stage watermark does it, as soon as the index is there.
+    let error = std::thread::scope(|scope| {
+        let loading =
+            scope.spawn(|| load(&table, &config).map(|_| ()).expect_err("the disk is full").to_string());
+        while !loading.is_finished() {
+            let block = json!({ "index.blocks.read_only_allow_delete": true });
+            let _ = node.try_request("PUT", "/shop-*/_settings", Some(block));
+        }
+        loading.join().expect("no panic")
+    });
+    assert!(error.contains("flood-stage"), "{error}");
+    assert_eq!(node.indices("shop"), Vec::<String>::new());
+}
+
+#[test]
+fn an_index_that_is_deleted_meanwhile_is_not_made_again() {
+    let node = Node::start(&[]);
+    let table = Table::of(&pictures(0..8000, 64, 1));
+    let config = ElasticConfig { encoding: Encoding::Array, senders: 1, ..config(&node.url(), "shop") };
+    let error = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| load(&table, &config).map(|_| ()).expect_err("it is gone").to_string());
+        while node.indices("shop").is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        node.ask("DELETE", "/shop-*?expand_wildcards=all", None);
+        loading.join().expect("no panic")
+    });
+    assert!(error.contains("deleted") || error.contains("no such index"), "{error}");
+    assert_eq!(node.indices("shop"), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_is_gone_for_good_is_said() {
+    let mut node = Node::start(&[]);
+    let table = Table::of(&pictures(0..8000, 64, 1));
+    let config = ElasticConfig {
+        encoding: Encoding::Array,
+        senders: 1,
+        give_up_seconds: 2,
+        ..config(&node.url(), "shop")
+    };
+    let error = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| load(&table, &config).map(|_| ()).expect_err("it is gone").to_string());
+        while node.indices("shop").is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        node.kill();
+        loading.join().expect("no panic")
+    });
+    assert!(error.contains("does not answer") && error.contains("give_up_seconds"), "{error}");
+    // What it left is cleared away by the next load.
+    node.restart();
+    node.request("DELETE", "/imagedex-locks/_doc/shop?refresh=true", None);
+    let config = ElasticConfig { give_up_seconds: 60, ..config };
+    let (_, name) = publish(&table, &config);
+    assert_eq!(node.indices("shop"), [name]);
+}
+
+#[test]
+fn what_is_not_elasticsearch_is_refused_in_plain_words() {
+    let answers = [
+        (
+            r#"{"version":{"number":"2.19.1","distribution":"opensearch"}}"#,
+            "is opensearch 2.19.1, not Elasticsearch",
+        ),
+        (r#"{"version":{"number":"7.17.0"}}"#, "speaks to 8 and 9"),
+        (r#"{"hello":"world"}"#, "is not Elasticsearch"),
+    ];
+    for (answer, says) in answers {
+        let proxy = Proxy::before(1, move |_| Fault::Answer(200, answer));
+        let refused =
+            open(&config(&proxy.url(), "shop")).as_server().expect("a server").preflight().expect_err(answer);
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    let nobody = open(&config("http://127.0.0.1:1", "shop"))
+        .as_server()
+        .expect("a server")
+        .preflight()
+        .expect_err("nobody");
+    assert!(nobody.to_string().contains("ELASTICSEARCH_URL"), "{nobody}");
+}
