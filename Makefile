@@ -64,19 +64,10 @@ ES_PORT ?= 9200
 ES_DATA := runs/es-node
 
 es-up: setup-es ## start that server on port 9200 (or ES_PORT), to try pipelines/elasticsearch.toml on
-	@mkdir -p $(ES_DATA)
-	@if kill -0 "$$(cat $(ES_DATA)/pid 2>/dev/null)" 2>/dev/null; then echo "it runs already; make es-down stops it"; exit 1; fi; \
-	tests/es-node/run.sh "$(IMAGEDEX_CACHE)/es-node/home" $(ES_PORT) $(ES_DATA) > $(ES_DATA)/log 2>&1 & \
-	echo $$! > $(ES_DATA)/pid; \
-	for i in $$(seq 120); do \
-		if python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$(ES_PORT)/_cluster/health', timeout=2)" 2>/dev/null; then \
-			echo "Elasticsearch answers at http://localhost:$(ES_PORT); log in $(ES_DATA)/log; make es-down stops it"; exit 0; \
-		fi; \
-		kill -0 $$(cat $(ES_DATA)/pid) 2>/dev/null || break; sleep 1; \
-	done; echo "it did not start; see $(ES_DATA)/log" >&2; exit 1
+	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(ES_DATA) $(ES_PORT)
 
 es-down: ## stop it; what it holds stays in runs/es-node
-	@if kill "$$(cat $(ES_DATA)/pid 2>/dev/null)" 2>/dev/null; then rm $(ES_DATA)/pid; echo stopped; else echo "it does not run"; fi
+	@tests/es-node/node.sh down $(ES_DATA)
 
 samples-full: build ## all 60,000 sample pictures, in .cache/samples/cifar10-full
 	"$(IMAGEDEX)" setup --all-samples

@@ -6,6 +6,7 @@ mod support;
 
 mod bad_input;
 mod engines;
+mod es_node;
 mod evaluation;
 mod gate;
 mod golden_features;
