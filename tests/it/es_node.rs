@@ -1,29 +1,44 @@
-//! A real Elasticsearch for tests (`tests/es-node`): started on loopback, on free ports, in a temporary folder; stopped by its
-//! process id when the test that owns it ends, or the test program dies.
+//! A real Elasticsearch for tests (`tests/es-node`): on loopback, on free ports, in a temporary folder. It ends with the test that
+//! owns it, or with the test program, however that ends.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use elasticsearch::auth::Credentials;
+use elasticsearch::cert::{Certificate, CertificateValidation};
+use elasticsearch::http::Method;
+use elasticsearch::http::headers::HeaderMap;
+use elasticsearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::{cache, root};
+
+/// A user's name and password on a node with security.
+pub type User = (&'static str, &'static str);
+
+/// May do everything.
+pub const ADMIN: User = ("admin", "admin-password");
+/// May look at the cluster and read indices, no more.
+pub const READER: User = ("reader", "reader-password");
 
 /// One server.
 pub struct Node {
     folder: TempDir,
     port: u16,
     settings: Vec<String>,
+    /// The launcher, which leads the process group of launcher and server.
     process: Child,
+    watchdog: Option<Child>,
 }
 
 impl Node {
-    /// One server that tests share, each with an alias of its own.
+    /// One server that tests share, each with indices of its own.
     pub fn shared() -> &'static Node {
         static SHARED: OnceLock<Node> = OnceLock::new();
         SHARED.get_or_init(|| Node::start(&[]))
@@ -34,26 +49,43 @@ impl Node {
         Node::prepared(settings, |_| {})
     }
 
-    /// The same, with its configuration folder filled by `prepare` before it starts.
-    pub fn prepared(settings: &[&str], prepare: impl Fn(&std::path::Path)) -> Node {
+    /// A server of one's own that speaks TLS and knows two users, [`ADMIN`] and [`READER`].
+    pub fn start_secure() -> Node {
+        let settings = [
+            "xpack.security.enabled=true",
+            "xpack.security.http.ssl.enabled=true",
+            "xpack.security.http.ssl.key=node.key",
+            "xpack.security.http.ssl.certificate=node.pem",
+        ];
+        Node::prepared(&settings, |config| {
+            let mut script = Command::new("bash");
+            script.arg(root().join("tests/es-node/secure.sh")).arg(home()).arg(config);
+            let said = script.args([ADMIN.0, ADMIN.1, READER.0, READER.1]).output().expect("bash starts");
+            assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        })
+    }
+
+    /// A server whose configuration folder is filled by `prepare` before it starts.
+    pub fn prepared(settings: &[&str], prepare: impl Fn(&Path)) -> Node {
         let mut last = String::new();
-        // Another program may take a port between our look and the server's start.
-        for _ in 0..3 {
+        for _ in 0..5 {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let config = folder.path().join("config");
             let copied = Command::new("cp").arg("-r").arg(home().join("config")).arg(&config).status();
-            assert!(copied.expect("cp").success());
+            assert!(copied.expect("cp starts").success());
             prepare(&config);
             let settings: Vec<String> = settings.iter().map(|text| (*text).to_owned()).collect();
             let port = free_ports();
-            let process = spawn(&folder, port, &settings);
-            let mut node = Node { folder, port, settings, process };
+            let (process, watchdog) = spawn(&folder, port, &settings);
+            let mut node = Node { folder, port, settings, process, watchdog: Some(watchdog) };
             match node.wait() {
                 Ok(()) => return node,
-                Err(log) => last = log,
+                // Another program may take a port between our look and the server's start.
+                Err(log) if log.contains("Failed to bind") => last = log,
+                Err(log) => panic!("Elasticsearch did not start:\n{log}"),
             }
         }
-        panic!("Elasticsearch did not start:\n{last}");
+        panic!("Elasticsearch found no free port:\n{last}");
     }
 
     pub fn url(&self) -> String {
@@ -65,72 +97,109 @@ impl Node {
         self.port
     }
 
-    fn is_secure(&self) -> bool {
-        self.settings.iter().any(|setting| setting == "xpack.security.http.ssl.enabled=true")
+    /// The authority that signed the certificate of a node with security.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.path().join("config/ca.pem")
     }
 
     /// Ends it as a power cut would: at once, with no word to anyone.
     pub fn kill(&mut self) {
-        let group = i32::try_from(self.process.id()).expect("a process id");
-        // Its launcher and the server itself are one process group, which is the server's alone.
-        let killed = Command::new("kill").args(["-9", "--", &format!("-{group}")]).status();
-        assert!(killed.expect("kill").success());
+        self.watchdog.take().map(release);
+        let killed = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.process.id())]).status();
+        assert!(killed.expect("kill starts").success());
         self.process.wait().expect("it has ended");
+        // That was the launcher. The server is not our child: it has ended when its port is closed.
+        while TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Starts it again on the same port, with the same data.
     pub fn restart(&mut self) {
-        self.process = spawn(&self.folder, self.port, &self.settings);
+        let (process, watchdog) = spawn(&self.folder, self.port, &self.settings);
+        (self.process, self.watchdog) = (process, Some(watchdog));
         self.wait().unwrap_or_else(|log| panic!("Elasticsearch did not start again:\n{log}"));
     }
 
-    /// Waits until it answers; its log where it does not.
+    /// Waits until it has found its indices; its log where it does not.
     fn wait(&mut self) -> Result<(), String> {
+        let limit = Duration::from_secs(300);
         let started = Instant::now();
-        while started.elapsed() < Duration::from_secs(180) {
-            let is_up = match self.is_secure() {
-                // TLS: the port is opened last.
-                true => TcpStream::connect(("127.0.0.1", self.port)).is_ok(),
-                false => self
-                    .try_request("GET", "/_cluster/health?wait_for_status=yellow", None)
-                    .is_ok_and(|(status, _)| status == 200),
-            };
-            if is_up {
-                return Ok(());
-            }
-            if self.process.try_wait().expect("its state").is_some() {
-                break;
+        let mut last = String::new();
+        while started.elapsed() < limit && self.process.try_wait().expect("its state").is_none() {
+            match self.try_request("GET", "/_cluster/health?wait_for_status=yellow&timeout=30s", None) {
+                Ok((200, _)) => return Ok(()),
+                Ok((status, answer)) => last = format!("{status} {answer}"),
+                Err(error) => last = error.to_string(),
             }
             std::thread::sleep(Duration::from_millis(200));
         }
-        Err(std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default())
+        let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        Err(format!("{log}\nthe last answer: {last}"))
     }
 
-    /// A request and its answer: status and JSON.
+    /// A request and its answer: status and JSON. With security, it is [`ADMIN`]'s.
     #[track_caller]
     pub fn request(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         self.try_request(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
-    pub fn try_request(
-        &self,
-        method: &str,
-        path: &str,
-        body: Option<Value>,
-    ) -> std::io::Result<(u16, Value)> {
+    pub fn try_request(&self, method: &str, path: &str, body: Option<Value>) -> std::io::Result<(u16, Value)> {
+        if self.is_secure() {
+            return self.request_as(Some(ADMIN), method, path, body);
+        }
         let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let length = body.len();
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        // By HTTP/1.0, an answer ends with the connection and comes in one piece.
         write!(
             stream,
-            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
+            "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer}")))?;
         Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    /// A request over TLS, as a user or as nobody.
+    pub fn request_as(
+        &self,
+        user: Option<User>,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> std::io::Result<(u16, Value)> {
+        let method = match method {
+            "GET" => Method::Get,
+            "PUT" => Method::Put,
+            "POST" => Method::Post,
+            "DELETE" => Method::Delete,
+            other => panic!("no test sends {other}"),
+        };
+        let ca = Certificate::from_pem(&std::fs::read(self.ca())?).map_err(std::io::Error::other)?;
+        let pool = SingleNodeConnectionPool::new(self.url().parse().expect("a URL"));
+        let mut builder = TransportBuilder::new(pool)
+            .timeout(Duration::from_secs(60))
+            .cert_validation(CertificateValidation::Full(ca));
+        if let Some((name, password)) = user {
+            builder = builder.auth(Credentials::Basic(name.to_owned(), password.to_owned()));
+        }
+        let transport = builder.build().map_err(std::io::Error::other)?;
+        let answer = async {
+            let response =
+                transport.send(method, path, HeaderMap::new(), None::<&()>, body.map(|body| body.to_string()), None).await?;
+            Ok((response.status_code().as_u16(), response.json().await.unwrap_or(Value::Null)))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(answer).map_err(|error: elasticsearch::Error| std::io::Error::other(error))
+    }
+
+    fn is_secure(&self) -> bool {
+        self.settings.iter().any(|setting| setting == "xpack.security.http.ssl.enabled=true")
     }
 
     /// What must succeed: the answer's JSON.
@@ -152,10 +221,7 @@ impl Node {
     /// All indices whose names begin with the alias.
     pub fn indices(&self, alias: &str) -> Vec<String> {
         let path = format!("/{alias}-*?expand_wildcards=all&allow_no_indices=true");
-        self.ask("GET", &path, None)
-            .as_object()
-            .map(|found| found.keys().cloned().collect())
-            .unwrap_or_default()
+        self.ask("GET", &path, None).as_object().map(|found| found.keys().cloned().collect()).unwrap_or_default()
     }
 
     /// How many documents an index holds.
@@ -167,25 +233,28 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if self.process.try_wait().is_ok_and(|ended| ended.is_none()) {
-            self.kill();
+        if let Some(mut watchdog) = self.watchdog.take() {
+            drop(watchdog.stdin.take());
+            // Neither can be helped any more.
+            let _ = watchdog.wait();
+            let _ = self.process.wait();
         }
     }
 }
 
 /// Where `make setup-es` put the server.
-pub fn home() -> PathBuf {
+fn home() -> PathBuf {
     let home = cache().join("es-node/home");
     assert!(home.is_dir(), "{} is missing: run `make setup-es`", home.display());
     home
 }
 
-fn spawn(folder: &TempDir, port: u16, settings: &[String]) -> Child {
+/// Starts the server, and beside it a watchdog that ends it and removes its folder once we let go of the watchdog's input: by
+/// dropping the node, or by ending in any way. A parent-death signal would do neither: it belongs to the thread that spawned the
+/// server, which is one test's, and it is lost where root becomes `nobody`.
+fn spawn(folder: &TempDir, port: u16, settings: &[String]) -> (Child, Child) {
     let log = std::fs::File::create(folder.path().join("log")).expect("writable");
-    // Tests share the machine with the server: a small heap, and no crowd of threads.
-    Command::new("setpriv")
-        // A test program that is killed takes its server with it.
-        .args(["--pdeathsig", "KILL", "bash"])
+    let server = Command::new("bash")
         .arg(root().join("tests/es-node/run.sh"))
         .arg(home())
         .arg(port.to_string())
@@ -196,32 +265,92 @@ fn spawn(folder: &TempDir, port: u16, settings: &[String]) -> Child {
         .stderr(log)
         .process_group(0)
         .spawn()
-        .expect("bash starts")
+        .expect("bash starts");
+    let watchdog = Command::new("sh")
+        // A server that is being killed may still write a file.
+        .args(["-c", "cat; kill -KILL -- -$0; rm -rf \"$1\" || { sleep 1; rm -rf \"$1\"; }"])
+        .arg(server.id().to_string())
+        .arg(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // Ctrl-C on the tests must not reach it first.
+        .process_group(0)
+        .spawn()
+        .expect("sh starts");
+    (server, watchdog)
 }
 
-/// A port that is free, and the next one as well.
+/// Ends a watchdog, and nothing else: its process group is itself and what it runs.
+fn release(mut watchdog: Child) {
+    let group = format!("-{}", watchdog.id());
+    let ended = Command::new("kill").args(["-KILL", "--", &group]).status();
+    assert!(ended.expect("kill starts").success());
+    watchdog.wait().expect("it has ended");
+}
+
+/// A port that is free, and the next one, for the transport. Below those that the kernel gives to outgoing connections: a port
+/// must still be free when its server starts again.
 fn free_ports() -> u16 {
     loop {
-        let first = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-        let port = first.local_addr().expect("an address").port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
+        let port = fastrand::u16(15_000..32_000);
+        if (port..=port + 1).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
             return port;
         }
     }
 }
 
 #[test]
-fn the_test_server_is_real_and_keeps_its_documents_through_kill_9() {
-    let mut node = Node::start(&[]);
+fn it_is_the_real_thing_and_scores_by_script() {
+    let node = Node::shared();
     assert_eq!(node.ask("GET", "/", None)["version"]["number"], "9.5.3");
-    let vector = serde_json::json!({ "mappings": { "properties": { "v": { "type": "dense_vector", "dims": 2, "index": false } } } });
-    node.ask("PUT", "/kept", Some(vector));
-    node.ask("PUT", "/kept/_doc/1?refresh=true", Some(serde_json::json!({ "v": [3.0, 4.0] })));
-    node.kill();
-    node.restart();
+    let vector = serde_json::json!({ "v": { "type": "dense_vector", "dims": 2, "index": false } });
+    node.ask("PUT", "/es-node-scores", Some(serde_json::json!({ "mappings": { "properties": vector } })));
+    node.ask("PUT", "/es-node-scores/_doc/1?refresh=true", Some(serde_json::json!({ "v": [3.0, 4.0] })));
     let script = serde_json::json!({ "source": "cosineSimilarity(params.q, 'v') + 1.0", "params": { "q": [4.0, 3.0] } });
     let query = serde_json::json!({ "query": { "script_score": { "query": { "match_all": {} }, "script": script } } });
-    let found = node.ask("POST", "/kept/_search", Some(query));
+    let found = node.ask("POST", "/es-node-scores/_search", Some(query));
     let score = found["hits"]["hits"][0]["_score"].as_f64().expect("a score");
     assert!((score - 1.96).abs() < 1e-6, "{score}");
+}
+
+#[test]
+fn it_keeps_its_documents_through_kill_9() {
+    let mut node = Node::start(&[]);
+    let url = node.url();
+    for id in ["1", "2", "3"] {
+        node.ask("PUT", &format!("/kept/_doc/{id}"), Some(serde_json::json!({ "n": 1 })));
+    }
+    node.kill();
+    assert!(node.try_request("GET", "/", None).is_err(), "it still answers");
+    node.restart();
+    assert_eq!(node.url(), url);
+    assert_eq!(node.count("kept"), 3);
+}
+
+#[test]
+fn it_asks_who_is_there_and_what_they_may_do() {
+    let node = Node::start_secure();
+    let status = |user, method, path| node.request_as(user, method, path, None).expect("an answer").0;
+    assert_eq!(status(None, "GET", "/"), 401);
+    assert_eq!(status(Some(("admin", "wrong-password")), "GET", "/"), 401);
+    assert_eq!(status(Some(READER), "GET", "/"), 200);
+    assert_eq!(status(Some(READER), "PUT", "/theirs"), 403);
+    assert_eq!(status(Some(ADMIN), "PUT", "/ours"), 200);
+    assert_eq!(status(Some(READER), "GET", "/ours/_count"), 200);
+}
+
+#[test]
+fn it_ends_when_its_owner_is_killed() {
+    // The owner is a shell, which stands for a test program: it holds the watchdog's input, and dies by signal 9.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (mut server, mut watchdog) = spawn(&folder, free_ports(), &[]);
+    let input = watchdog.stdin.take().expect("its input");
+    let mut owner = Command::new("sleep").arg("1000").stdout(Stdio::from(input)).spawn().expect("sleep starts");
+    assert!(server.try_wait().expect("its state").is_none(), "the server has ended too early");
+    owner.kill().expect("it can be killed");
+    owner.wait().expect("it has ended");
+    watchdog.wait().expect("it has ended");
+    assert!(!server.wait().expect("it has ended").success());
+    assert!(!folder.path().exists(), "its folder is still there");
 }
