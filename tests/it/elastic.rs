@@ -486,30 +486,20 @@ fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
 
 #[test]
 fn documents_that_the_server_refuses_are_dead_letters_with_its_reason() {
-    // An index whose mapping does not fit: made by hand under our metadata, and copied as the live one.
+    // A keyword may have 32,766 bytes.
+    let mut rows = pictures(0..50, 8, 1);
+    rows.pictures[9].label = Some("long ".repeat(10_000));
+    let table = Table::of(&rows);
     let node = Node::shared();
-    let alias = alias();
-    let config = ElasticConfig { max_rejected: Budget::Count(10), ..config(&node.url(), &alias) };
-    let mut table = Table::of(&pictures(0..50, 8, 1));
-    let (_, live) = publish(&table, &config);
-    let mapping = node.ask("GET", &format!("/{live}/_mapping"), None)[&live]["mappings"].clone();
-    let mut odd = mapping.clone();
-    odd["properties"]["width"] = json!({ "type": "byte" });
-    let name = format!("{alias}-99999999t000000000-01234567");
-    node.ask("PUT", &format!("/{name}"), Some(json!({ "mappings": odd, "aliases": { alias.as_str(): {} } })));
-    node.ask(
-        "POST",
-        "/_reindex?refresh=true",
-        Some(json!({ "source": { "index": live }, "dest": { "index": name } })),
-    );
-    node.ask("DELETE", &format!("/{live}"), None);
-    // 32 fits into a byte, 3000 does not.
-    let mut wide = pictures(50..53, 8, 2);
-    wide.pictures[1].width = 3000;
-    table.append(&wide);
-    let loaded = load(&table, &config).expect("loaded");
-    assert_eq!((loaded.books.sent, loaded.books.indexed, loaded.books.rejected), (3, 2, 1));
-    assert_eq!(loaded.books.searchable, 52);
+    let config = ElasticConfig { max_rejected: Budget::Count(1), ..config(&node.url(), &alias()) };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dead = folder.path().join("rejected.jsonl");
+    let loaded = load::load(runtime().handle(), &table.store, open(&config), config.max_rejected, &dead)
+        .expect("loaded");
+    assert_eq!((loaded.books.sent, loaded.books.indexed, loaded.books.rejected), (50, 49, 1));
+    assert_eq!(loaded.books.searchable, 49);
+    let letters = std::fs::read_to_string(dead).expect("dead letters");
+    assert!(letters.contains(&rows.pictures[9].id) && letters.contains("immense term"), "{letters}");
 }
 
 /// Loads 3,000 pictures through a proxy that spoils requests; afterwards every one is there, once.

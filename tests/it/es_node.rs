@@ -144,7 +144,12 @@ impl Node {
         self.try_request(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
-    pub fn try_request(&self, method: &str, path: &str, body: Option<Value>) -> std::io::Result<(u16, Value)> {
+    pub fn try_request(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+    ) -> std::io::Result<(u16, Value)> {
         if self.is_secure() {
             return self.request_as(Some(ADMIN), method, path, body);
         }
@@ -152,7 +157,7 @@ impl Node {
         let length = body.len();
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        // By HTTP/1.0, an answer ends with the connection and comes in one piece.
+        // By HTTP/1.0, an answer ends with the connection.
         write!(
             stream,
             "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
@@ -162,7 +167,19 @@ impl Node {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer}")))?;
-        Ok((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+        // The server sends long answers in chunks even so: a length in hexadecimal, then so many bytes.
+        let mut whole = String::new();
+        let mut rest = body;
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            while let Some((length, chunk)) = rest.split_once("\r\n") {
+                let length = usize::from_str_radix(length, 16).map_err(std::io::Error::other)?;
+                whole += &chunk[..length.min(chunk.len())];
+                rest = chunk.get(length + 2..).unwrap_or("");
+            }
+        } else {
+            whole += body;
+        }
+        Ok((status, serde_json::from_str(&whole).unwrap_or(Value::Null)))
     }
 
     /// A request over TLS, as a user or as nobody.
@@ -190,8 +207,9 @@ impl Node {
         }
         let transport = builder.build().map_err(std::io::Error::other)?;
         let answer = async {
-            let response =
-                transport.send(method, path, HeaderMap::new(), None::<&()>, body.map(|body| body.to_string()), None).await?;
+            let response = transport
+                .send(method, path, HeaderMap::new(), None::<&()>, body.map(|body| body.to_string()), None)
+                .await?;
             Ok((response.status_code().as_u16(), response.json().await.unwrap_or(Value::Null)))
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -221,7 +239,10 @@ impl Node {
     /// All indices whose names begin with the alias.
     pub fn indices(&self, alias: &str) -> Vec<String> {
         let path = format!("/{alias}-*?expand_wildcards=all&allow_no_indices=true");
-        self.ask("GET", &path, None).as_object().map(|found| found.keys().cloned().collect()).unwrap_or_default()
+        self.ask("GET", &path, None)
+            .as_object()
+            .map(|found| found.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// How many documents an index holds.
@@ -346,7 +367,8 @@ fn it_ends_when_its_owner_is_killed() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (mut server, mut watchdog) = spawn(&folder, free_ports(), &[]);
     let input = watchdog.stdin.take().expect("its input");
-    let mut owner = Command::new("sleep").arg("1000").stdout(Stdio::from(input)).spawn().expect("sleep starts");
+    let mut owner =
+        Command::new("sleep").arg("1000").stdout(Stdio::from(input)).spawn().expect("sleep starts");
     assert!(server.try_wait().expect("its state").is_none(), "the server has ended too early");
     owner.kill().expect("it can be killed");
     owner.wait().expect("it has ended");

@@ -83,7 +83,8 @@ impl Chunk {
         }
         if encoder.sparse {
             self.key(',', SPARSE_FIELD);
-            let weights = vector.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+            // The server takes no weight that is not a normal number above zero.
+            let weights = vector.iter().enumerate().filter(|(_, weight)| **weight >= f32::MIN_POSITIVE);
             for (n, (dimension, weight)) in weights.enumerate() {
                 self.body.push(if n == 0 { b'{' } else { b',' });
                 self.json(&dimension.to_string());

@@ -203,7 +203,7 @@ pub fn search(arm: &Arm, layout: Layout, query: &Query, filters: &[Filter], non_
             )
         }
         Arm::Sparse => {
-            let weights = query.vector.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
+            let weights = query.vector.iter().enumerate().filter(|(_, weight)| **weight >= f32::MIN_POSITIVE);
             let weights: Vec<String> = weights.map(|(i, weight)| format!("\"{i}\":{weight}")).collect();
             let filter = Value::from(filter);
             format!(

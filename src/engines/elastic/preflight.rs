@@ -114,64 +114,21 @@ fn blocked(client: &Client, index: &str) -> Result<(), EngineError> {
 
 /// Refuses where no node has room by its own watermark: no shard would be put anywhere.
 fn disk(client: &Client) -> Result<String, EngineError> {
-    let path = "_nodes/stats/fs?filter_path=nodes.*.name,nodes.*.fs.total";
-    let stats: Value = client.call(Method::Get, path, None)?;
-    // All of them: a filter would take the dots of flat names for levels.
-    let path = "_cluster/settings?include_defaults=true&flat_settings=true";
-    let settings: Value = client.call(Method::Get, path, None)?;
-    let setting = |name: &str| {
-        ["transient", "persistent", "defaults"].iter().find_map(|level| settings[*level][name].as_str())
-    };
-    let is_watched = setting("cluster.routing.allocation.disk.threshold_enabled") != Some("false");
-    let low = setting("cluster.routing.allocation.disk.watermark.low").unwrap_or("85%");
-    let mut most_free = None;
-    for node in stats["nodes"].as_object().into_iter().flat_map(|nodes| nodes.values()) {
-        let (total, free) =
-            (&node["fs"]["total"]["total_in_bytes"], &node["fs"]["total"]["available_in_bytes"]);
-        let (Some(total), Some(free)) = (total.as_u64(), free.as_u64()) else { continue };
-        if !is_watched || has_room(total, free, low) {
-            most_free = most_free.max(Some(free));
-        }
-    }
-    match most_free {
-        Some(free) => Ok(format!("{:.1} GB of disk are free", free as f64 / 1e9)),
-        None => Err(failed(format!(
-            "no node has free disk above the watermark ({low} used, cluster.routing.allocation.disk.watermark.low), so the server \
-             would put no shard anywhere; free disk space"
-        ))),
-    }
-}
-
-/// Whether a node may get new shards. The watermark is a share used (`85%`, `0.85`) or a size left free (`50gb`); of a share the
-/// server keeps at most 200 GB free.
-fn has_room(total: u64, free: u64, watermark: &str) -> bool {
-    const MOST_HEADROOM: f64 = 200.0 * 1024.0 * 1024.0 * 1024.0;
-    let text = watermark.trim().to_ascii_lowercase();
-    let share =
-        text.strip_suffix('%').and_then(|number| number.parse::<f64>().ok()).map(|percent| percent / 100.0);
-    if let Some(share) = share.or_else(|| text.parse::<f64>().ok().filter(|share| *share <= 1.0)) {
-        return free as f64 >= ((1.0 - share) * total as f64).min(MOST_HEADROOM);
-    }
-    let units = [("pb", 50), ("tb", 40), ("gb", 30), ("mb", 20), ("kb", 10), ("b", 0)];
-    let needed = units.iter().find_map(|(unit, shift)| {
-        let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
-        Some(number * (1u64 << shift) as f64)
-    });
-    // What we cannot read the server will judge.
-    needed.is_none_or(|needed| free as f64 >= needed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn watermarks_are_read_as_the_server_reads_them() {
-        const GB: u64 = 1 << 30;
-        assert!(has_room(100 * GB, 16 * GB, "85%") && !has_room(100 * GB, 14 * GB, "85%"));
-        assert!(has_room(100 * GB, 16 * GB, "0.85") && !has_room(100 * GB, 14 * GB, "0.85"));
-        assert!(has_room(100 * GB, 6 * GB, "5gb") && !has_room(100 * GB, 4 * GB, "5gb"));
-        assert!(has_room(9000 * GB, 250 * GB, "85%"), "at most 200 GB are kept free");
-        assert!(has_room(1, 0, "a riddle"));
+    let stats: Value = client.call(Method::Get, "_nodes/stats/fs?filter_path=nodes.*.fs.data", None)?;
+    let nodes = stats["nodes"].as_object().into_iter().flat_map(|nodes| nodes.values());
+    let paths = nodes.flat_map(|node| node["fs"]["data"].as_array().into_iter().flatten());
+    // Older servers do not say their watermark; they will say so themselves when it is reached.
+    let spaces: Vec<(u64, u64)> = paths
+        .filter_map(|path| {
+            let watermark = path["low_watermark_free_space_in_bytes"].as_u64().unwrap_or(0);
+            Some((path["available_in_bytes"].as_u64()?, watermark))
+        })
+        .collect();
+    match spaces.iter().filter(|(free, needed)| free >= needed).map(|(free, _)| *free).max() {
+        None if !spaces.is_empty() => Err(failed(
+            "no node has more free disk than its low watermark asks for (cluster.routing.allocation.disk.watermark.low), so the \
+             server would put no shard anywhere; free disk space",
+        )),
+        free => Ok(format!("{:.1} GB of disk are free", free.unwrap_or(0) as f64 / 1e9)),
     }
 }

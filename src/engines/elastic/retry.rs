@@ -78,6 +78,8 @@ fn stopped(status: u16, reason: &str) -> String {
         "check ELASTIC_API_KEY, or load.elasticsearch.user and ELASTIC_PASSWORD; they may have expired"
     } else if reason.contains("cluster_block_exception") {
         "the index is read-only: free disk space, or lift the block, then run again"
+    } else if reason.contains("license") {
+        "the server's licence does not cover this; choose other load.elasticsearch.knn.index_options"
     } else {
         "the user lacks a privilege; `imagedex doctor` lists what is needed"
     };
