@@ -23,9 +23,9 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::es_node::Node;
+use crate::es_node::{ADMIN, Node, READER};
 use crate::es_proxy::{Fault, Proxy};
-use crate::support::shared;
+use crate::support::{Shop, cache, imagedex, said, shared};
 
 fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
@@ -185,6 +185,13 @@ fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, na
     }
 }
 
+/// Documents that a server has indexed for alias `shop` since it started.
+fn indexed(node: &Node) -> u64 {
+    let path = "/shop-*/_stats/indexing?filter_path=_all.total.indexing.index_total";
+    let answer = node.try_request("GET", path, None);
+    answer.ok().and_then(|(_, stats)| stats["_all"]["total"]["indexing"]["index_total"].as_u64()).unwrap_or(0)
+}
+
 #[test]
 fn twenty_thousand_pictures_survive_two_kills_of_the_server() {
     let Some(seed) = shared("seed") else { return };
@@ -209,17 +216,6 @@ fn twenty_thousand_pictures_survive_two_kills_of_the_server() {
         senders: 1,
         max_bulk_mb: 1,
         ..config(&node.url(), "shop")
-    };
-    let indexed = |node: &Node| {
-        let answer = node.try_request(
-            "GET",
-            "/shop-*/_stats/indexing?filter_path=_all.total.indexing.index_total",
-            None,
-        );
-        answer
-            .ok()
-            .and_then(|(_, stats)| stats["_all"]["total"]["indexing"]["index_total"].as_u64())
-            .unwrap_or(0)
     };
     let mut loaded = std::thread::scope(|scope| {
         let loading = scope.spawn(|| load(&table, &config).expect("loaded"));
@@ -665,10 +661,12 @@ fn an_index_that_is_deleted_meanwhile_is_not_made_again() {
     let config = ElasticConfig { encoding: Encoding::Array, senders: 1, ..config(&node.url(), "shop") };
     let error = std::thread::scope(|scope| {
         let loading = scope.spawn(|| load(&table, &config).map(|_| ()).expect_err("it is gone").to_string());
-        while node.indices("shop").is_empty() {
+        while indexed(&node) < 1000 {
             std::thread::sleep(Duration::from_millis(1));
         }
-        node.ask("DELETE", "/shop-*?expand_wildcards=all", None);
+        for name in node.indices("shop") {
+            node.ask("DELETE", &format!("/{name}"), None);
+        }
         loading.join().expect("no panic")
     });
     assert!(error.contains("deleted") || error.contains("no such index"), "{error}");
@@ -724,4 +722,142 @@ fn what_is_not_elasticsearch_is_refused_in_plain_words() {
         .preflight()
         .expect_err("nobody");
     assert!(nobody.to_string().contains("ELASTICSEARCH_URL"), "{nobody}");
+}
+
+#[test]
+fn tls_a_password_and_too_few_privileges() {
+    let node = Node::start_secure();
+    let shop = Shop::new();
+    for (name, seed) in [("gallery/cat/1.png", 1), ("gallery/cat/2.png", 2), ("gallery/dog/3.png", 3)] {
+        shop.picture(name, seed);
+    }
+    shop.picture("queries/cat/4.png", 4);
+    let pipeline = |more: &str| {
+        shop.pipeline(&format!(
+            "[input]\ngallery = 'gallery'\nqueries = 'queries'\n[model]\nprecision = 'int8'\nprovider = 'openvino'\n\
+             [load]\nengine = 'elasticsearch'\n[load.elasticsearch]\nurl = '{}'\nalias = 'shop'\n{more}",
+            node.url()
+        ));
+    };
+    let run = |password: Option<&str>| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"));
+        command.args(["run", &shop.path("shop.toml").to_string_lossy()]).env("IMAGEDEX_CACHE", cache());
+        if let Some(password) = password {
+            command.env("ELASTIC_PASSWORD", password);
+        }
+        said(command.output().expect("the program starts"))
+    };
+    let ca = format!("ca = '{}'\n", node.ca().display());
+    // Each is known before a picture is decoded: there is no feature table afterwards.
+    pipeline("user = 'admin'\n");
+    run(Some(ADMIN.1)).exits(4).complains("load.elasticsearch.ca");
+    pipeline(&ca);
+    run(None).exits(4).complains("ELASTIC_API_KEY");
+    pipeline(&format!("{ca}user = 'admin'\n"));
+    run(None).exits(2).complains("ELASTIC_PASSWORD is not set");
+    let refused = run(Some("wrong-secret")).exits(4).complains("ELASTIC_PASSWORD");
+    assert!(!refused.err.contains("wrong-secret"), "{}", refused.err);
+    pipeline(&format!("{ca}user = '{}'\n", READER.0));
+    run(Some(READER.1)).exits(4).complains("lacks privileges").complains("create_index");
+    assert!(!shop.path("runs/shop/features").exists());
+    pipeline(&format!("{ca}user = 'admin'\n"));
+    let done = run(Some(ADMIN.1)).exits(0).says("alias shop now stands for");
+    let left = std::fs::read_to_string(shop.path("runs/shop/run.json")).expect("run.json");
+    assert!(
+        ![done.out, done.err, left].iter().any(|text| text.contains(ADMIN.1)),
+        "the password was repeated"
+    );
+}
+
+/// A pipeline over drawn pictures into the shared server.
+fn drawn(alias: &str, more: &str) -> Shop {
+    let shop = Shop::new();
+    for i in 0..12 {
+        shop.picture(&format!("gallery/{}/{i}.png", ["cat", "dog", "owl"][i % 3]), i as u32 + 1);
+        shop.picture(&format!("queries/{}/{i}.png", ["cat", "dog", "owl"][i % 3]), i as u32 + 1);
+    }
+    shop.pipeline(&format!(
+        "[input]\ngallery = 'gallery'\nqueries = 'queries'\n[model]\nprecision = 'int8'\nprovider = 'openvino'\n\
+         [load]\nengine = 'elasticsearch'\n[load.elasticsearch]\nurl = '{}'\nalias = '{alias}'\nknn = {{}}\n\
+         [evaluate]\nk = [1, 3]\n{more}",
+        Node::shared().url()
+    ));
+    shop
+}
+
+#[test]
+fn a_run_is_promoted_only_if_its_gate_holds_and_can_be_rolled_back() {
+    let node = Node::shared();
+    let alias = alias();
+    let shop = drawn(&alias, "");
+    shop.imagedex("run").exits(0).says("now stands for").says("elasticsearch knn int8_hnsw");
+    let first = node.behind(&alias);
+    assert_eq!(
+        shop.run_json()["stages"].as_array().expect("stages").iter().filter(|s| s["stage"] == "load").count(),
+        1
+    );
+    // Another picture, and a gate that nothing passes.
+    shop.picture("gallery/owl/new.png", 99);
+    let gate = "[gate.cosine]\n'P@1' = 1.0\n'MAP' = 1.0\n";
+    let file = std::fs::read_to_string(shop.path("shop.toml")).expect("the pipeline");
+    shop.pipeline(&format!("{file}{gate}"));
+    shop.imagedex("run").exits(1).says("gate FAILED").says("stays as it was");
+    assert_eq!(node.behind(&alias), first, "the live index serves on");
+    assert_eq!(node.indices(&alias), first, "the new one is removed");
+    // The next good run promotes, and only what changed was sent.
+    shop.pipeline(&file);
+    shop.imagedex("run").exits(0).says("changes since version").says("1 = indexed 1").says("now stands for");
+    let second = node.behind(&alias);
+    assert_ne!(first, second);
+    // Searches go to the live index.
+    let search = |more: &[&str]| {
+        let picture = shop.path("queries/dog/1.png");
+        let mut args = vec![
+            "search".into(),
+            picture.into_os_string(),
+            "--pipeline".into(),
+            shop.path("shop.toml").into_os_string(),
+        ];
+        args.extend(more.iter().map(std::ffi::OsString::from));
+        imagedex(args).exits(0)
+    };
+    search(&["-k", "1"]).says("dog/1.png").says("elasticsearch");
+    let cats = search(&["-k", "9", "--only", "label=cat"]);
+    assert_eq!(cats.out.matches("cat/").count(), 4, "{}", cats.out);
+    assert!(!cats.out.contains("dog/"), "{}", cats.out);
+    let rollback = ["load".into(), shop.path("shop.toml").into_os_string(), "--rollback".into()];
+    imagedex(rollback).exits(0).says(&first[0]);
+    assert_eq!(node.behind(&alias), first);
+}
+
+#[test]
+fn ctrl_c_in_the_middle_of_a_load_leaves_what_users_search_as_it_was() {
+    let node = Node::shared();
+    let alias = alias();
+    let shop = drawn(&alias, "");
+    shop.imagedex("run").exits(0);
+    let live = node.behind(&alias);
+    shop.picture("gallery/owl/new.png", 99);
+    // A server that answers bulk requests so slowly that the signal comes first.
+    let proxy = Proxy::before(node.port(), |asked| match asked.bulk {
+        Some(_) => Fault::Delay(Duration::from_secs(4)),
+        None => Fault::Pass,
+    });
+    let url = format!("load.elasticsearch.url={}", proxy.url());
+    let run = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
+        .args(["run", &shop.path("shop.toml").to_string_lossy(), "--set", &url])
+        .env("IMAGEDEX_CACHE", cache())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    while proxy.spoilt() == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let killed = std::process::Command::new("kill").args(["-INT", &run.id().to_string()]).status();
+    assert!(killed.expect("kill starts").success());
+    said(run.wait_with_output().expect("it ends")).exits(130);
+    assert_eq!(node.indices(&alias), live, "the half-made index is removed");
+    assert_eq!(node.behind(&alias), live);
+    shop.imagedex("run").exits(0).says("now stands for");
 }

@@ -1,5 +1,6 @@
 //! One contract, run against every engine; then `flat` against a brute force written down in five lines.
 
+use imagedex::engines::elastic::{Address, ElasticConfig};
 use imagedex::engines::flat::Flat;
 use imagedex::engines::kernels::Kernel;
 use imagedex::engines::{self, EngineConfig, EngineError, Hit, Query, Searcher, VectorIndex};
@@ -8,6 +9,8 @@ use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::scan::Split;
 
+use crate::es_node::Node;
+
 /// Every engine that runs inside this process, with the card of a model whose numbers are never negative.
 fn engines() -> Vec<Box<dyn VectorIndex>> {
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
@@ -15,6 +18,15 @@ fn engines() -> Vec<Box<dyn VectorIndex>> {
     let kernels =
         Kernel::available().into_iter().map(|kernel| Box::new(Flat::with_kernel(true, kernel)) as Box<_>);
     opened.chain(kernels).collect()
+}
+
+#[test]
+fn elasticsearch_keeps_the_contract() {
+    let url = Address::try_from(Node::shared().url()).expect("an address");
+    let config = ElasticConfig { url: Some(url), alias: "contract".to_owned(), ..ElasticConfig::default() };
+    let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
+    let config = EngineConfig::Elasticsearch(Box::new(config));
+    keeps_the_contract(engines::open(&config, true, runtime.handle()).expect("opens").as_mut());
 }
 
 #[test]

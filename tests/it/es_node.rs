@@ -167,12 +167,21 @@ impl Node {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer}")))?;
-        let body = if body.is_empty() { "null" } else { body };
-        Ok((
-            status,
-            serde_json::from_str(body)
-                .map_err(|error| std::io::Error::other(format!("{error}: {answer}")))?,
-        ))
+        // The server sends long answers in chunks even so: a length in hexadecimal, then so many bytes.
+        let mut whole = String::new();
+        if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+            let mut rest = body;
+            while let Some((length, chunk)) = rest.split_once("\r\n") {
+                let length = usize::from_str_radix(length, 16).map_err(std::io::Error::other)?;
+                whole += &chunk[..length.min(chunk.len())];
+                rest = chunk.get(length + 2..).unwrap_or("");
+            }
+        } else {
+            whole += body;
+        }
+        let json = if whole.is_empty() { "null" } else { &whole };
+        let parsed = serde_json::from_str(json);
+        Ok((status, parsed.map_err(|error| std::io::Error::other(format!("{error}: {answer}")))?))
     }
 
     /// A request over TLS, as a user or as nobody.
