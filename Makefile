@@ -25,7 +25,7 @@ index: setup ## build, set up, then index and evaluate the sample pictures
 test: setup setup-python setup-es ## build, set up, run all tests
 	cargo test --release
 
-build: tools ## the program, in target/release (the first time: about 15 minutes on 2 cores)
+build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
 	cargo build --release
 
 setup: build ## download, check and build what the program needs; quick when all is there
