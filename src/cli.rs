@@ -47,7 +47,7 @@ pub enum Command {
     Search(Search),
     /// Ask the tables `features`, `failures` and `per_query`
     Sql(Sql),
-    /// Import or export feature files
+    /// Import, export or compare feature files
     #[command(subcommand)]
     Features(Features),
     /// Build, verify or calibrate the model files
@@ -149,6 +149,15 @@ pub enum Features {
         /// The folder of the new table
         #[arg(long)]
         table: PathBuf,
+    },
+    /// How alike two sets of vectors of the same pictures are, such as those of int8 and of fp32
+    Compare {
+        /// The folder of a feature table (`features` in a pipeline's work folder), or such a file
+        first: PathBuf,
+        second: PathBuf,
+        /// How many of the least alike pictures to list
+        #[arg(long, default_value_t = 5)]
+        worst: usize,
     },
 }
 
