@@ -25,6 +25,11 @@ fn the_books_follow_every_change() {
     let first = books(&shop);
     assert_eq!((&first["scanned"], &first["embedded"], &first["reused"]), (&json!(8), &json!(8), &json!(0)));
     let version = shop.run_json()["table_version"].clone();
+    let stages = shop.run_json()["stages"].clone();
+    let stages: Vec<_> = stages.as_array().expect("stages").iter().map(|stage| &stage["stage"]).collect();
+    for stage in ["scan", "hash", "plan", "embed", "load", "evaluate"] {
+        assert!(stages.contains(&&json!(stage)), "{stage} is not timed: {stages:?}");
+    }
 
     shop.imagedex("run").exits(0);
     let second = books(&shop);
