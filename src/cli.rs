@@ -121,6 +121,9 @@ pub struct Search {
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+    /// One HTML page with the pictures in it, written to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub overrides: Overrides,
 }
