@@ -47,7 +47,7 @@ pub enum Command {
     Search(Search),
     /// Ask the tables `features`, `failures` and `per_query`
     Sql(Sql),
-    /// Import or export feature files
+    /// Import, export or compare feature files
     #[command(subcommand)]
     Features(Features),
     /// Build, verify or calibrate the model files
@@ -121,6 +121,9 @@ pub struct Search {
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+    /// One HTML page with the pictures in it, written to this file
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub overrides: Overrides,
 }
@@ -149,6 +152,15 @@ pub enum Features {
         /// The folder of the new table
         #[arg(long)]
         table: PathBuf,
+    },
+    /// How alike two sets of vectors of the same pictures are, such as those of int8 and of fp32
+    Compare {
+        /// The folder of a feature table (`features` in a pipeline's work folder), or such a file
+        first: PathBuf,
+        second: PathBuf,
+        /// How many of the least alike pictures to list
+        #[arg(long, default_value_t = 5)]
+        worst: usize,
     },
 }
 

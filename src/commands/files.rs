@@ -84,7 +84,7 @@ pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// `imagedex features export|import`
+/// `imagedex features export|import|compare`
 pub fn features(command: &Features) -> anyhow::Result<Exit> {
     let runtime = crate::pipeline::async_runtime()?;
     let text = match command {
@@ -96,6 +96,9 @@ pub fn features(command: &Features) -> anyhow::Result<Exit> {
         Features::Import { file, table } => {
             let rows = runtime.block_on(exchange::import(file, table))?;
             format!("{}: {rows} rows\n", table.display())
+        }
+        Features::Compare { first, second, worst } => {
+            runtime.block_on(exchange::compare(first, second))?.table(*worst).to_string()
         }
     };
     say(text.as_bytes())?;

@@ -1,12 +1,17 @@
 //! Questions to what a pipeline has stored: pictures like this one, and SQL.
 
-use serde_json::json;
+use std::io::Write;
+
+use serde::Serialize;
 
 use crate::cli::{Search, Sql};
-use crate::config::PipelineConfig;
-use crate::engines::{Filter, Query};
+use crate::config::{Input, PipelineConfig};
+use crate::engines::{Filter, Hit, Query};
 use crate::exit::{Exit, UsageError};
+use crate::metric::Metric;
 use crate::pipeline::Run;
+use crate::stages::report::{html, write_whole};
+use crate::stages::scan;
 
 use super::{read_picture, say};
 
@@ -41,35 +46,78 @@ pub fn search(args: &Search) -> anyhow::Result<Exit> {
     };
     hits.retain(|hit| args.threshold.is_none_or(|threshold| hit.score >= threshold));
     let found: Vec<String> = hits.iter().map(|hit| hit.id.clone()).collect();
-    let labels = run.labels(&found)?;
-    let label = |id: &str| labels.get(id);
-    let text = if args.json {
-        let hits: Vec<_> = hits
-            .iter()
-            .map(|hit| json!({ "id": hit.id, "label": label(&hit.id), "score": hit.score }))
-            .collect();
-        let answer = json!({
-            "image": args.image.display().to_string(),
-            "engine": index.name(),
-            "metric": args.metric,
-            "hits": hits,
-        });
-        format!("{answer}\n")
-    } else {
-        let rows = hits.iter().enumerate().map(|(i, hit)| {
-            format!(
-                "{:>3}  {:<10.6}  {}  {}\n",
-                i + 1,
-                hit.score,
-                hit.id,
-                label(&hit.id).map_or("", String::as_str)
-            )
-        });
-        format!("  #  score       picture  label   ({}, {})\n", args.metric, index.name())
-            + &rows.collect::<String>()
+    let mut labels = run.labels(&found)?;
+    let hits = hits.into_iter().map(|Hit { id, score }| Found { label: labels.remove(&id), id, score });
+    let answer = Answer {
+        image: args.image.display().to_string(),
+        engine: index.name().to_owned(),
+        metric: args.metric,
+        hits: hits.collect(),
+    };
+    let text = match &args.html {
+        Some(file) => {
+            let page = answer.html(&bytes, &config.input);
+            write_whole(file, |out| out.write_all(page.as_bytes()))
+                .map_err(|reason| anyhow::anyhow!("cannot write {}: {reason}", file.display()))?;
+            format!("{}: {} hits\n", file.display(), answer.hits.len())
+        }
+        None if args.json => format!("{}\n", serde_json::to_string(&answer)?),
+        None => answer.table(),
     };
     say(text.as_bytes())?;
     Ok(Exit::Done)
+}
+
+/// What a search found, in the words of its outputs.
+#[derive(Serialize)]
+struct Answer {
+    image: String,
+    engine: String,
+    metric: Metric,
+    /// The closest first.
+    hits: Vec<Found>,
+}
+
+#[derive(Serialize)]
+struct Found {
+    id: String,
+    label: Option<String>,
+    /// Greater is closer.
+    score: f32,
+}
+
+impl Answer {
+    /// For a terminal.
+    fn table(&self) -> String {
+        let mut text = format!("  #  score       picture  label   ({}, {})\n", self.metric, self.engine);
+        for (i, Found { id, label, score }) in self.hits.iter().enumerate() {
+            let label = label.as_deref().unwrap_or_default();
+            text += &format!("{:>3}  {score:<10.6}  {id}  {label}\n", i + 1);
+        }
+        text
+    }
+
+    /// A page that shows the query, whose bytes are `query`, and the hits, whose files are read from the gallery of `input`.
+    fn html(&self, query: &[u8], input: &Input) -> String {
+        let thumbnail =
+            |bytes: &[u8]| html::thumbnail(bytes, input.max_pixels).map_err(|error| error.to_string());
+        let shown = |id: &str| {
+            let file = scan::file_of(&input.gallery, id);
+            let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            thumbnail(&bytes)
+        };
+        let mut body = html::figure(&thumbnail(query), &["query"]);
+        let count = self.hits.len();
+        body +=
+            &format!("<p>{count} hits, {}, {}; a greater score is closer</p>\n", self.metric, self.engine);
+        body += "<div class=\"pictures\">\n";
+        for (i, Found { id, label, score }) in self.hits.iter().enumerate() {
+            let (head, score) = (label.as_deref().unwrap_or("no label"), format!("{score:.6}"));
+            body += &html::figure(&shown(id), &[&format!("{}. {head}", i + 1), &score, id]);
+        }
+        body += "</div>\n";
+        html::page(&format!("Pictures like {}", self.image), &body)
+    }
 }
 
 /// `column=value` of each `--only`.

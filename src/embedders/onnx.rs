@@ -318,18 +318,25 @@ fn onnxruntime_version(path: &Path) -> Result<String, libloading::Error> {
     }
 }
 
-/// The version in the name of `libopenvino.so.2025.4.1`, the longest of the names under which the library lies there.
+/// The version in the name of the OpenVINO library in `folder`.
 fn openvino_version(folder: &Path) -> Option<String> {
     let names =
         std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names
         .filter_map(|name| {
-            let version = name
-                .strip_prefix("libopenvino.so.")
-                .or_else(|| name.strip_prefix("libopenvino.")?.strip_suffix(".dylib"))?;
-            version.contains('.').then(|| version.to_owned())
+            let linux = name.strip_prefix("libopenvino.so.");
+            release(linux.or_else(|| name.strip_prefix("libopenvino.")?.strip_suffix(".dylib"))?)
         })
-        .max_by_key(String::len)
+        .max()
+}
+
+/// `2025.4.1`, from that or from `2541`: the name that the loader asks for has two digits of the year, then one each.
+fn release(suffix: &str) -> Option<String> {
+    let digits = suffix.bytes().all(|byte| byte.is_ascii_digit());
+    match suffix.len() {
+        4 if digits => Some(format!("20{}.{}.{}", &suffix[..2], &suffix[2..3], &suffix[3..])),
+        _ => suffix.contains('.').then(|| suffix.to_owned()),
+    }
 }
 
 /// Instruction sets that decide which kernels compute, and so the last bits: Linux' names, strongest first.
@@ -411,16 +418,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let message = library_file(folder.path()).unwrap_err().to_string();
         assert!(message.contains("make setup") && message.contains("holds no libonnxruntime"), "{message}");
-        for name in [
-            "libonnxruntime_providers_shared.so",
-            "libonnxruntime.so.1.24.1",
-            "libopenvino.so.2025.4.1",
-            "libopenvino.so.2541",
-        ] {
+        for name in ["libonnxruntime_providers_shared.so", "libonnxruntime.so.1.24.1"] {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         assert!(library_file(folder.path()).unwrap().ends_with("libonnxruntime.so.1.24.1"));
-        assert_eq!(openvino_version(folder.path()).as_deref(), Some("2025.4.1"));
+    }
+
+    #[test]
+    fn openvinos_version_is_in_any_of_its_names() {
+        for (names, version) in [
+            (&["libopenvino.so.2541"][..], Some("2025.4.1")),
+            (&["libopenvino.so.2025.4.1", "libopenvino.so.2541", "libopenvino.so"], Some("2025.4.1")),
+            (&["libopenvino.2541.dylib"], Some("2025.4.1")),
+            (&["libopenvino.so", "libopenvino_c.so.2541", "libopenvino_onnx_frontend.so.2541"], None),
+            (&[], None),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::write(folder.path().join(name), "").unwrap();
+            }
+            assert_eq!(openvino_version(folder.path()).as_deref(), version, "{names:?}");
+        }
     }
 
     #[test]

@@ -9,10 +9,13 @@
 //! Rows leave ordered by (`split`, `id`), so equal tables give equal files, whatever the commits that made
 //! them.
 
+mod compare;
 mod csv;
 mod hdf5;
 mod npy;
 mod parquet;
+
+pub use compare::{Comparison, Pair, compare};
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,6 @@
 //! The model's files and the runtime: built the same everywhere, and the same bytes for one picture however it is fed.
 
+use std::ffi::{CStr, c_char};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -44,10 +45,16 @@ pub fn load(choice: &ModelChoice, threads: usize) -> OnnxEmbedder {
     OnnxEmbedder::load(spec, &runtime(threads)).unwrap()
 }
 
+/// The OpenVINO library that set-up brought, where there is one for this platform.
+fn openvino_library() -> Option<PathBuf> {
+    let files = std::fs::read_dir(runtime(1).library).unwrap().map(|entry| entry.unwrap().path());
+    files.into_iter().find(|path| path.file_name().unwrap().to_str().unwrap().starts_with("libopenvino."))
+}
+
 /// Every precision with every provider that has it.
 pub fn arms() -> Vec<(Precision, Provider)> {
     use {Precision::*, Provider::*};
-    let openvino_is_there = runtime_facts(&runtime(1)).unwrap().openvino.is_some();
+    let openvino_is_there = openvino_library().is_some();
     let mut arms = vec![(Fp32, Cpu), (Int8, Cpu)];
     if openvino_is_there {
         arms.extend([(Fp32, OpenVino), (Bf16, OpenVino), (Int8, OpenVino)]);
@@ -141,6 +148,30 @@ fn a_provider_says_what_it_is() {
             assert!(said.contains(part), "{said}");
         }
     }
+}
+
+#[test]
+fn openvino_is_named_with_the_version_that_it_states_itself() {
+    let found = runtime_facts(&runtime(1)).unwrap().openvino;
+    let Some(library) = openvino_library() else { return assert_eq!(found, None) };
+    // SAFETY: `get_openvino_version` is OpenVINO's own function without arguments; it returns two pointers to static C strings.
+    // The library stays loaded, as OpenVINO expects of its users.
+    let stated = unsafe {
+        #[repr(C)]
+        struct Version {
+            build: *const c_char,
+            _description: *const c_char,
+        }
+        let library = Box::leak(Box::new(libloading::Library::new(library).unwrap()));
+        let ask = library.get::<unsafe extern "C" fn() -> Version>(b"get_openvino_version").unwrap();
+        CStr::from_ptr(ask().build).to_str().unwrap()
+    };
+    // Such as 2025.4.1-20426-82bbf0292c5.
+    assert_eq!(found.as_deref(), stated.split('-').next());
+    let choice =
+        ModelChoice { precision: Precision::Int8, provider: Provider::OpenVino, ..Default::default() };
+    let said = load(&choice, 1).describe();
+    assert!(said.starts_with(&format!("openvino {} (int8)", found.unwrap())), "{said}");
 }
 
 #[test]

@@ -25,6 +25,11 @@ fn the_books_follow_every_change() {
     let first = books(&shop);
     assert_eq!((&first["scanned"], &first["embedded"], &first["reused"]), (&json!(8), &json!(8), &json!(0)));
     let version = shop.run_json()["table_version"].clone();
+    let stages = shop.run_json()["stages"].clone();
+    let stages: Vec<_> = stages.as_array().expect("stages").iter().map(|stage| &stage["stage"]).collect();
+    for stage in ["scan", "hash", "plan", "embed", "load", "evaluate"] {
+        assert!(stages.contains(&&json!(stage)), "{stage} is not timed: {stages:?}");
+    }
 
     shop.imagedex("run").exits(0);
     let second = books(&shop);
@@ -91,6 +96,37 @@ fn a_search_finds_the_picture_itself_first() {
     assert_eq!(found["hits"][0]["id"], json!("waves/41.png"));
     assert!((found["hits"][0]["score"].as_f64().expect("a number") - 2.0).abs() < 1e-6, "{found}");
     assert_eq!(found["hits"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_search_makes_a_page_that_needs_nothing_else() {
+    let shop = shop();
+    // File names that would become HTML where they are not escaped; a class is the name of a folder.
+    let hostile = "<img src=x onerror=alert(1)>\"'";
+    shop.picture(&format!("gallery/{hostile}/1 &amp; '2'.png"), 77);
+    shop.picture("gallery/waves/gone.png", 78);
+    shop.imagedex("run").exits(0);
+    std::fs::remove_file(shop.path("gallery/waves/gone.png")).expect("removed");
+    let (picture, page) = (shop.path("<b>query.png"), shop.path("page.html"));
+    std::fs::copy(shop.path(&format!("gallery/{hostile}/1 &amp; '2'.png")), &picture).expect("copied");
+    let (picture, pipeline) = (picture.to_string_lossy(), shop.path("shop.toml"));
+    let pipeline = pipeline.to_string_lossy();
+    let search = |html: &str, more: &[&str]| {
+        let args = ["search", &picture, "-k", "20", "--pipeline", &pipeline, "--html", html];
+        imagedex(args.iter().chain(more))
+    };
+    search(&page.to_string_lossy(), &[]).exits(0).says("page.html: 8 hits");
+    let html = std::fs::read_to_string(&page).expect("the page");
+    assert!(!html.contains("<img src=x") && !html.contains("<b>query"), "{html}");
+    assert!(html.contains("<strong>1. &lt;img src=x onerror=alert(1)&gt;&quot;&#39;</strong>"), "{html}");
+    assert!(html.contains("1 &amp;amp; &#39;2&#39;.png"), "{html}");
+    assert_eq!(html.matches("src=\"data:image/jpeg;base64,").count(), 8, "the query, and 7 of 8 hits");
+    assert!(html.contains("gone.png: No such file"), "{html}");
+    for word in ["http:", "https:", "<script", "url("] {
+        assert!(!html.contains(word), "{word} in {html}");
+    }
+    search(&shop.path("no/such/folder.html").to_string_lossy(), &[]).exits(4).complains("cannot write");
+    search(&page.to_string_lossy(), &["--json"]).exits(2);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use imagedex::stages::store::{CommitFacts, FeatureStore, Provenance};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::support::imagedex;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DIM: usize = 512;
 
@@ -211,6 +213,49 @@ async fn every_format_comes_back_bit_for_bit() {
     }
     let leftovers = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(leftovers.into_iter().all(|name| !name.to_string_lossy().starts_with('.')));
+}
+
+#[tokio::test]
+async fn two_sets_of_features_are_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let batch = pictures();
+    write_table(&path("first"), &batch).await;
+    let mut turned = batch.clone();
+    turned.vectors[..DIM].rotate_left(1);
+    write_table(&path("second"), &turned).await;
+    exchange::export(&path("first"), &path("first.h5")).await.unwrap();
+
+    let same = exchange::compare(&path("first"), &path("first.h5")).await.unwrap();
+    assert_eq!((same.pairs.len(), same.only), (3, [1, 0]), "an .h5 file holds the gallery alone");
+    assert!(same.pairs.iter().all(|pair| (pair.cosine - 1.0).abs() < 1e-12));
+    let text = imagedex([
+        "features".into(),
+        "compare".into(),
+        path("first").into_os_string(),
+        path("second").into_os_string(),
+        "--worst".into(),
+        "1".into(),
+    ])
+    .exits(0)
+    .out;
+    assert!(text.starts_with("compared 4; only in the first 0, only in the second 0\n"), "{text}");
+    let worst: Vec<_> = text.lines().skip(3).collect();
+    let id = batch.pictures[0].id.escape_debug().to_string();
+    assert!(worst.len() == 1 && worst[0].ends_with(&id), "the one that was turned: {text}");
+
+    std::fs::write(path("short.csv"), "id,v0\na,1\n").unwrap();
+    std::fs::write(path("other.csv"), "id,v0\nb,1\n").unwrap();
+    std::fs::write(path("twice.csv"), "id,v0\na,1\na,1\n").unwrap();
+    for (first, second, reason) in [
+        ("first", "short.csv", "its vectors have 1 numbers"),
+        ("short.csv", "other.csv", "no picture in common"),
+        ("short.csv", "twice.csv", "is there twice"),
+        ("first", "nothing", "there is no feature table"),
+    ] {
+        let error = exchange::compare(&path(first), &path(second)).await.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
 }
 
 #[tokio::test]

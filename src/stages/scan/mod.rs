@@ -164,6 +164,12 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
     Ok(scan)
 }
 
+/// Where the picture with this id lies, below the folder or beside the manifest that `root` is.
+pub fn file_of(root: &Path, id: &str) -> PathBuf {
+    let folder = if is_manifest(root) { root.parent().unwrap_or(Path::new("")) } else { root };
+    folder.join(id)
+}
+
 /// One folder, all of one split; or one manifest, whose rows may name their split.
 async fn scan_root(
     what: &'static str,
