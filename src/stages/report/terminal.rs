@@ -29,6 +29,9 @@ impl Exporter for Terminal {
                 if !table.rows.is_empty() {
                     write!(out, "{}", table.plain())?;
                 }
+                if let Some(metric) = mode.metrics.iter().find(|metric| metric.depth < pictures) {
+                    writeln!(out, "MAP, MAP@R, R-prec and MRR see the first {} hits only.", metric.depth)?;
+                }
                 writeln!(out, "{}", verdict(mode))?;
             }
         }
