@@ -80,6 +80,9 @@ impl FeatureStore {
     }
 
     /// Rows of `source` (the table's columns and `op`: `put` or `delete`) into the table: one commit.
+    ///
+    /// Memory grows with the table, not with `source`: every file that Delta cannot rule out by its key is held, vectors
+    /// included. With 512 numbers that is about 6 kB a row: 0.7 GB for ten renames among 120,000 pictures.
     pub(super) async fn merge(&mut self, source: DataFrame, facts: &CommitFacts) -> Result<(), StoreError> {
         self.check_writable()?;
         let op = |name: &str| col("s.op").eq(lit(name));
