@@ -240,6 +240,9 @@ pub struct Retrieve {
     /// The HDF5 file to search
     #[arg(long = "index_file", value_name = "FILE")]
     pub index_file: PathBuf,
+    /// The alias that holds it in Elasticsearch; where the server is, ELASTICSEARCH_URL or ES_HOST and ES_PORT say
+    #[arg(long = "db_name", value_name = "NAME", default_value = "image_retrieval")]
+    pub db_name: String,
     #[command(flatten)]
     pub compute: Compute,
 }
@@ -249,6 +252,8 @@ pub struct Retrieve {
 pub enum OriginalEngine {
     /// Exact search in memory: our `flat`
     Numpy,
+    /// Elasticsearch, loaded with the file unless it holds it already
+    Es,
 }
 
 #[derive(Debug, Args)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::engines::elastic::ElasticConfig;
+use crate::engines::elastic::{self, ElasticConfig};
 use crate::engines::{EngineConfig, EngineName};
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
@@ -378,12 +378,12 @@ impl PipelineFile {
         let engine = match self.load.engine.unwrap_or_default() {
             EngineName::Flat => EngineConfig::Flat,
             EngineName::Elasticsearch => {
-                let mut elastic = self.load.elasticsearch.unwrap_or_default();
-                if elastic.alias.is_empty() {
-                    elastic.alias = name.to_ascii_lowercase();
+                let mut server = self.load.elasticsearch.unwrap_or_default();
+                if server.alias.is_empty() {
+                    server.alias = name.to_ascii_lowercase();
                 }
-                elastic.check().map_err(|(key, reason)| value_error(key, reason))?;
-                EngineConfig::Elasticsearch(Box::new(elastic))
+                server.check().map_err(|(key, reason)| value_error(key, reason))?;
+                EngineConfig::Elasticsearch(Box::new(server))
             }
         };
         let evaluate = Evaluate { metrics, ks, modes };
@@ -483,29 +483,16 @@ fn engine_name<'a>(table: &'a Table, changes: &'a [Change]) -> Option<&'a str> {
     value.and_then(Value::as_str)
 }
 
-/// The variables by which other programs are told where Elasticsearch is. Secrets are not among them: they never become part of
-/// a configuration.
+/// The variables that say where Elasticsearch is, as changes of `[load.elasticsearch]`.
 fn elastic_environment(environment: &[(String, String)]) -> Vec<Change> {
-    let variable = |name: &str| {
-        let found = environment.iter().find(|(key, value)| key == name && !value.is_empty());
-        found.map(|(_, value)| value.as_str())
-    };
-    let host = || {
-        let host = variable("ES_HOST")?;
-        let scheme = if host.contains("://") { "" } else { "http://" };
-        Some(format!("{scheme}{host}:{}", variable("ES_PORT").unwrap_or("9200")))
-    };
-    let url = variable("ELASTICSEARCH_URL").map(|url| ("ELASTICSEARCH_URL", "url", url.to_owned()));
-    let cloud = variable("ELASTIC_CLOUD_ID").map(|id| ("ELASTIC_CLOUD_ID", "cloud_id", id.to_owned()));
-    let user = variable("ELASTIC_USERNAME").map(|user| ("ELASTIC_USERNAME", "user", user.to_owned()));
-    let host = if cloud.is_some() { None } else { host().map(|url| ("ES_HOST", "url", url)) };
-    let changes = url.or(host).into_iter().chain(cloud).chain(user);
+    let variable =
+        |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let change = |(variable, key, value): (&str, &str, String)| Change {
         origin: format!("environment variable {variable}"),
         key: ["load", "elasticsearch", key].map(str::to_owned).to_vec(),
         value: Value::String(value),
     };
-    changes.map(change).collect()
+    elastic::environment(&variable).into_iter().map(change).collect()
 }
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.

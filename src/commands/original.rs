@@ -3,11 +3,13 @@
 use std::path::Path;
 
 use anyhow::Context;
+use tokio::runtime::Handle;
 
 use crate::cli::{Compute, Index, OriginalEngine, Retrieve};
 use crate::embedders::{self, Embedder, Runtime};
+use crate::engines::elastic::{self, Address, Elastic, ElasticConfig, Layout};
 use crate::engines::flat::Flat;
-use crate::engines::{Query, Searcher, VectorIndex};
+use crate::engines::{EngineError, Query, Server, Source, VectorIndex};
 use crate::exchange;
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::STOP;
@@ -17,8 +19,8 @@ use crate::models::{self, ModelSpec};
 use crate::pipeline::{self, async_runtime};
 use crate::setup;
 use crate::stages::decode::{DecodeOptions, Exif, PictureOptions};
-use crate::stages::embed::{self, ChunkRule};
-use crate::stages::scan::{self, LabelRule, ScanOptions};
+use crate::stages::embed::{self, ChunkRule, EmbeddingBatch};
+use crate::stages::scan::{self, LabelRule, ScanOptions, sha256_hex};
 use crate::stages::store::{CommitFacts, FeatureStore, Provenance};
 
 use super::{files, read_picture, say};
@@ -71,7 +73,6 @@ pub fn index(args: &Index) -> anyhow::Result<Exit> {
 
 /// `imagedex retrieve`
 pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
-    let OriginalEngine::Numpy = args.engine;
     let gallery = exchange::read(&args.index_file)?;
     let spec = spec(&args.compute)?;
     if gallery.dim != spec.dim {
@@ -84,10 +85,19 @@ pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
         return Err(UsageError(reason).into());
     }
     let bytes = read_picture(&args.test_data)?;
-    let mut index = Flat::new(spec.non_negative);
-    index.create(gallery.dim)?;
-    index.upsert(&gallery)?;
-    index.commit()?;
+    let runtime = async_runtime()?;
+    let index: Box<dyn VectorIndex> = match args.engine {
+        OriginalEngine::Numpy => {
+            let mut index = Flat::new(spec.non_negative);
+            index.create(gallery.dim)?;
+            index.upsert(&gallery)?;
+            index.commit()?;
+            Box::new(index)
+        }
+        OriginalEngine::Es => {
+            Box::new(in_elasticsearch(args, &gallery, spec.non_negative, runtime.handle())?)
+        }
+    };
     let options = picture_options(&spec);
     let mut embedder = open(spec, &args.compute)?;
     let vector = pipeline::embed_one(embedder.as_mut(), &options, &args.test_data, &bytes)?;
@@ -99,6 +109,57 @@ pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
     }
     say(text.as_bytes())?;
     Ok(Exit::Done)
+}
+
+/// The file's vectors behind alias `--db_name`, in the original's mapping and shards. The original deletes and reloads the index
+/// for each search; here that is done once for each file, beside the index in use.
+fn in_elasticsearch(
+    args: &Retrieve,
+    gallery: &EmbeddingBatch,
+    non_negative: bool,
+    handle: &Handle,
+) -> anyhow::Result<Elastic> {
+    let mut config = ElasticConfig {
+        alias: args.db_name.clone(),
+        shards: 2,
+        layout: Layout::Original,
+        incremental: false,
+        ..ElasticConfig::default()
+    };
+    for (variable, field, value) in elastic::environment(&|name| std::env::var(name).ok()) {
+        match field {
+            "url" => {
+                let address = Address::try_from(value);
+                config.url = Some(address.map_err(|reason| UsageError(format!("{variable}: {reason}")))?);
+            }
+            "cloud_id" => config.cloud_id = Some(value),
+            _ => config.user = Some(value),
+        }
+    }
+    config.check().map_err(|(_, reason)| UsageError(format!("--db_name: {reason}")))?;
+    let file = std::fs::read(&args.index_file)
+        .with_context(|| format!("cannot read {}", args.index_file.display()))?;
+    let source =
+        Source { fingerprint: sha256_hex(&file), dim: gallery.dim, table: "hdf5".to_owned(), version: 0 };
+    let mut index = Elastic::open(&config, non_negative, handle)?;
+    match index.prepare(&source)? {
+        Some(standing) => {
+            index.reuse(&standing)?;
+        }
+        None => {
+            index.create_for(&source)?;
+            index.upsert(gallery)?;
+            let (found, rejected) = (index.commit()?, index.sent().rejected.len());
+            if found != gallery.len() as u64 {
+                let reason =
+                    format!("{found} of {} pictures are searchable, {rejected} rejected", gallery.len());
+                return Err(EngineError::Failed { engine: elastic::NAME.to_owned(), reason }.into());
+            }
+            index.finish()?;
+        }
+    }
+    tracing::info!("{}", index.promote()?);
+    Ok(index)
 }
 
 /// The original's recipe, computed as asked.

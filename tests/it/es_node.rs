@@ -104,7 +104,9 @@ impl Node {
 
     /// Ends it as a power cut would: at once, with no word to anyone.
     pub fn kill(&mut self) {
-        self.watchdog.take().map(release);
+        if let Some(watchdog) = self.watchdog.take() {
+            release(watchdog);
+        }
         let killed = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.process.id())]).status();
         assert!(killed.expect("kill starts").success());
         self.process.wait().expect("it has ended");

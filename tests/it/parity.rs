@@ -1,7 +1,8 @@
 //! Label measures on real shop photos against published ones (`../shared/data/grocery/README.md`, computed with Keras'
 //! preprocessing and numpy), and the original's two commands on its own pictures.
 
-use crate::support::{imagedex, root, shared};
+use crate::es_node::Node;
+use crate::support::{cache, imagedex, root, said, shared};
 
 /// Micro means of a metric in a `summary.json`: P@1 and MAP.
 fn figures(summary: &serde_json::Value, metric: &str) -> (f64, f64) {
@@ -80,4 +81,34 @@ fn the_originals_commands_work_on_its_pictures() {
     assert_eq!(ours.len(), 3);
     assert!(ours[0].contains("accordion"), "{ours:?}");
     assert_eq!(ours, hits(&seed.join("train.h5")));
+    // The same from Elasticsearch, in the original's mapping; the second search finds the file loaded.
+    let node = Node::shared();
+    let mut names = Vec::new();
+    for _ in 0..2 {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"));
+        command
+            .env("IMAGEDEX_CACHE", cache())
+            .env("ES_HOST", "127.0.0.1")
+            .env("ES_PORT", node.port().to_string());
+        command.args([
+            "retrieve",
+            "--engine",
+            "es",
+            "--provider",
+            "openvino",
+            "--db_name",
+            "image_retrieval",
+        ]);
+        command.arg("--test_data").arg(&picture).arg("--index_file").arg(seed.join("train.h5"));
+        let found = said(command.output().expect("the program starts")).exits(0);
+        let found: Vec<_> =
+            found.out.lines().filter_map(|line| line.split("  ").next()).map(str::to_owned).collect();
+        assert_eq!(found, ours);
+        names.extend(node.behind("image_retrieval"));
+    }
+    assert!(names.len() == 2 && names[0] == names[1], "{names:?}");
+    let made = node.ask("GET", &format!("/{}", names[0]), None)[&names[0]].clone();
+    assert_eq!(made["settings"]["index"]["number_of_shards"], "2");
+    let fields: Vec<&String> = made["mappings"]["properties"].as_object().expect("fields").keys().collect();
+    assert_eq!(fields, ["id", "image_vector", "name"]);
 }

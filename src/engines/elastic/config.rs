@@ -226,6 +226,22 @@ impl fmt::Debug for Address {
     }
 }
 
+/// The variables by which other programs, too, are told where Elasticsearch is: variable, field of [`ElasticConfig`], value.
+/// Secrets are not among them: they never become part of a configuration.
+pub fn environment(variable: &dyn Fn(&str) -> Option<String>) -> Vec<(&'static str, &'static str, String)> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let cloud = set("ELASTIC_CLOUD_ID").map(|id| ("ELASTIC_CLOUD_ID", "cloud_id", id));
+    let host = || {
+        let host = set("ES_HOST").filter(|_| cloud.is_none())?;
+        let scheme = if host.contains("://") { "" } else { "http://" };
+        let port = set("ES_PORT").unwrap_or_else(|| "9200".to_owned());
+        Some(("ES_HOST", "url", format!("{scheme}{host}:{port}")))
+    };
+    let url = set("ELASTICSEARCH_URL").map(|url| ("ELASTICSEARCH_URL", "url", url)).or_else(host);
+    let user = set("ELASTIC_USERNAME").map(|user| ("ELASTIC_USERNAME", "user", user));
+    url.into_iter().chain(cloud).chain(user).collect()
+}
+
 /// Elasticsearch's rules for names of indices and aliases, with room for what is appended to an alias.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
@@ -252,6 +268,22 @@ mod tests {
             Address::try_from(text.to_owned()).expect_err(text);
         }
         Address::try_from("http://localhost:9200/behind/a/proxy".to_owned()).expect("a path is fine");
+    }
+
+    #[test]
+    fn the_environment_says_where_the_server_is() {
+        let found = |variables: &[(&str, &str)]| {
+            environment(&|name| {
+                variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        let url = |variables: &[(&str, &str)]| found(variables).first().map(|(_, _, value)| value.clone());
+        assert_eq!(url(&[("ES_HOST", "node"), ("ES_PORT", "9201")]).as_deref(), Some("http://node:9201"));
+        assert_eq!(url(&[("ES_HOST", "https://node")]).as_deref(), Some("https://node:9200"));
+        let both = [("ES_HOST", "node"), ("ELASTICSEARCH_URL", "https://other")];
+        assert_eq!(url(&both).as_deref(), Some("https://other"));
+        assert_eq!(found(&[("ELASTIC_CLOUD_ID", "a:b"), ("ES_HOST", "node")]).len(), 1);
+        assert!(found(&[("ELASTICSEARCH_URL", "")]).is_empty());
     }
 
     #[test]

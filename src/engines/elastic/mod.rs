@@ -1,7 +1,9 @@
 //! Elasticsearch: an index beside the live one, loaded without losing a document, and promoted only when it is good.
 //!
-//!     pictures ─ bulk ─▶ NDJSON ─ senders ─▶ server ─▶ retry: done, again, dead letter, stop
-//!     queries ─ dialect ─▶ script_score / knn / sparse_vector ─▶ hits
+//! ```text
+//! pictures ─ bulk ─▶ NDJSON ─ senders ─▶ server ─▶ retry: done, again, dead letter, stop
+//! queries ─ dialect ─▶ script_score / knn / sparse_vector ─▶ hits
+//! ```
 //!
 //! The exact arm scores every document by a script and is [`Elastic`] itself; its other arms are [`View`]s beside it.
 
@@ -29,7 +31,7 @@ use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 use bulk::{Encoder, document_id};
 use client::{Client, Kind, Method, failed};
-pub use config::{Address, ElasticConfig, Encoding, KnnConfig, Layout};
+pub use config::{Address, ElasticConfig, Encoding, KnnConfig, Layout, environment};
 use dialect::{Arm, Found, Version};
 use indices::{Indices, Owned, State};
 use lock::AliasLock;
@@ -449,15 +451,15 @@ impl Server for Elastic {
             Some(live) => (index.created, &index.name) < (live.created, &live.name),
             None => true,
         };
-        let complete = ours.iter().filter(|index| !index.live && index.meta.state == State::Complete);
-        let before = complete.filter(is_before).next_back().ok_or_else(|| {
+        let mut complete = ours.iter().filter(|index| !index.live && index.meta.state == State::Complete);
+        let before = complete.rfind(is_before).ok_or_else(|| {
             EngineError::Usage(format!(
                 "there is no earlier index of alias {alias} to go back to; load.elasticsearch.keep says how many stay"
             ))
         })?;
         self.hold_lock()?.check()?;
         self.indices.swap(live.as_deref(), &before.name)?;
-        let after = live.map_or_else(|| "nothing".to_owned(), |live| live);
+        let after = live.unwrap_or_else(|| "nothing".to_owned());
         Ok(format!("alias {alias} stands for {} again, and not for {after}", before.name))
     }
 
