@@ -2,8 +2,8 @@
 //!
 //! One function draws the graph for both number formats: `fp32`, and `int8` as QDQ (quantise, dequantise) pairs around the
 //! same nodes: 8-bit weights with one step per output channel, 8-bit inputs of every convolution with one step per tensor,
-//! and the last convolution's result left in floats, which costs nothing on OpenVINO and gains most of what can be gained
-//! (`models/README.md` has the figures). What a newcomer would get wrong:
+//! and the last convolution's result left in floats, which costs nothing on OpenVINO and gains most of what can be gained.
+//! What a newcomer would get wrong:
 //!
 //! - Zero padding happens *after* the means are subtracted (as in Keras), so the means cannot be folded into the first
 //!   convolution: a border pixel is the mean colour, not black.
