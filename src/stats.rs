@@ -100,9 +100,10 @@ impl fmt::Display for LoadBooks {
         let LoadBooks { engine, sent_what, gallery, searchable, rejected, sent, indexed, removed, retried } =
             self;
         writeln!(f, "gallery {gallery} = searchable in {engine} {searchable} + rejected {rejected}")?;
+        let refused = sent.saturating_sub(indexed + removed);
         writeln!(
             f,
-            "sent {sent_what}: {sent} = indexed {indexed} + removed {removed} + rejected; {retried} sent again"
+            "sent {sent_what}: {sent} = indexed {indexed} + removed {removed} + rejected {refused}; {retried} sent again"
         )
     }
 }
@@ -145,5 +146,37 @@ mod tests {
         let unstored = Books { stored: 8, ..books }.check().expect_err("one was not stored");
         assert_eq!(unstored, "the books do not close: 3 embedded + 6 reused, but 8 stored");
         assert!(Books { unchanged: 7, ..books }.check().is_err());
+    }
+
+    #[test]
+    fn a_loads_books_close_only_where_every_picture_is_in_one_place() {
+        let books = LoadBooks {
+            engine: "flat".to_owned(),
+            sent_what: "everything".to_owned(),
+            gallery: 10,
+            searchable: 9,
+            rejected: 1,
+            sent: 10,
+            indexed: 9,
+            removed: 0,
+            retried: 2,
+        };
+        assert_eq!(books.check(), Ok(()));
+        assert_eq!(
+            books.to_string(),
+            "gallery 10 = searchable in flat 9 + rejected 1\n\
+             sent everything: 10 = indexed 9 + removed 0 + rejected 1; 2 sent again\n"
+        );
+        // Changes sent to a copy of what is there already.
+        let changes =
+            LoadBooks { sent: 3, indexed: 2, removed: 1, searchable: 10, rejected: 0, ..books.clone() };
+        assert_eq!(changes.check(), Ok(()));
+        for lost in [
+            LoadBooks { searchable: 8, ..books.clone() },
+            LoadBooks { indexed: 8, ..books.clone() },
+            LoadBooks { indexed: 11, ..books },
+        ] {
+            lost.check().expect_err("one is lost, or doubled");
+        }
     }
 }
