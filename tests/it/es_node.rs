@@ -164,25 +164,29 @@ impl Node {
             stream,
             "{method} {path} HTTP/1.0\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}",
         )?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes)?;
+        let answer = String::from_utf8_lossy(&bytes);
+        let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(bytes.len());
+        let (head, body) = (String::from_utf8_lossy(&bytes[..end]), bytes.get(end + 4..).unwrap_or(&[]));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         let status = status.ok_or_else(|| std::io::Error::other(format!("not HTTP: {answer}")))?;
         // The server sends long answers in chunks even so: a length in hexadecimal, then so many bytes.
-        let mut whole = String::new();
+        let mut whole = Vec::new();
         if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
             let mut rest = body;
-            while let Some((length, chunk)) = rest.split_once("\r\n") {
-                let length = usize::from_str_radix(length, 16).map_err(std::io::Error::other)?;
-                whole += &chunk[..length.min(chunk.len())];
-                rest = chunk.get(length + 2..).unwrap_or("");
+            while let Some(line) = rest.windows(2).position(|two| two == b"\r\n") {
+                let length = String::from_utf8_lossy(&rest[..line]);
+                let length = usize::from_str_radix(&length, 16).map_err(std::io::Error::other)?;
+                let chunk = &rest[line + 2..];
+                whole.extend_from_slice(&chunk[..length.min(chunk.len())]);
+                rest = chunk.get(length + 2..).unwrap_or(&[]);
             }
         } else {
-            whole += body;
+            whole.extend_from_slice(body);
         }
-        let json = if whole.is_empty() { "null" } else { &whole };
-        let parsed = serde_json::from_str(json);
+        let json = if whole.is_empty() { b"null" } else { whole.as_slice() };
+        let parsed = serde_json::from_slice(json);
         Ok((status, parsed.map_err(|error| std::io::Error::other(format!("{error}: {answer}")))?))
     }
 
