@@ -15,9 +15,10 @@ use super::embed::EmbeddingBatch;
 use super::scan::Split;
 use super::store::{FeatureStore, StoreError};
 use crate::config::Budget;
+use crate::engines::elastic::BulkCounts;
 use crate::engines::{EngineError, Rejected, Server, Source, VectorIndex};
 use crate::interrupt;
-use crate::stats::LoadBooks;
+use crate::stats::{LoadBooks, StageStats};
 
 /// Rows that are in memory at once.
 const BATCH_ROWS: usize = 4096;
@@ -28,6 +29,8 @@ const SAMPLE: usize = 200;
 pub struct Loaded {
     pub index: Box<dyn VectorIndex>,
     pub books: LoadBooks,
+    /// What a server was sent, and how long that took.
+    pub bulk: Option<StageStats>,
 }
 
 /// Why the gallery could not be loaded.
@@ -59,6 +62,7 @@ pub fn load(
 ) -> Result<Loaded, LoadError> {
     let gallery = handle.block_on(store.count(Some(Split::Gallery)))? as u64;
     let mut books = LoadBooks { engine: index.name().to_owned(), gallery, ..LoadBooks::default() };
+    let mut bulk = None;
     match index.as_server() {
         None => {
             index.create(store.dim())?;
@@ -75,9 +79,35 @@ pub fn load(
             books.sent_what = "everything".to_owned();
             books.check().map_err(LoadError::Books)?;
         }
-        Some(server) => load_server(handle, store, server, &mut books, budget, dead_letters)?,
+        Some(server) => {
+            load_server(handle, store, server, &mut books, budget, dead_letters)?;
+            bulk = said(server.sent());
+        }
     }
-    Ok(Loaded { index, books })
+    Ok(Loaded { index, books, bulk })
+}
+
+/// Says how fast the documents went; nothing where none was sent.
+fn said(sent: &BulkCounts) -> Option<StageStats> {
+    let stats = StageStats {
+        stage: "load: bulk".to_owned(),
+        items_in: sent.sent,
+        items_out: sent.indexed + sent.deleted,
+        bytes: sent.bytes,
+        seconds: sent.seconds,
+    };
+    if sent.requests == 0 {
+        return None;
+    }
+    tracing::info!(
+        "{} documents in {} requests, {:.1} MB in {:.2} s: {:.0} a second",
+        stats.items_out,
+        sent.requests,
+        stats.bytes as f64 / 1e6,
+        stats.seconds,
+        stats.items_per_second()
+    );
+    Some(stats)
 }
 
 fn load_server(

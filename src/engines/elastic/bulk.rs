@@ -185,7 +185,7 @@ pub struct ChunkSize {
 }
 
 impl ChunkSize {
-    const FIRST: usize = 100;
+    const FIRST: usize = 500;
     /// Requests of one size before it is judged: the first of a connection is slow.
     const SAMPLES: u32 = 4;
     /// A size is better only if it is faster by this factor: larger requests cost memory on both sides.
@@ -242,6 +242,7 @@ mod tests {
             split: Split::Gallery,
             label: Some("a \"b\"\nc".to_owned()),
             sha256: "ab".to_owned(),
+            pixel_sha256: String::new(),
             dhash: u64::MAX,
             width: 4,
             height: 3,
@@ -314,18 +315,19 @@ mod tests {
 
     #[test]
     fn the_size_doubles_while_that_pays() {
-        let rate_at = |documents: usize| if documents <= 800 { 1000.0 * documents as f64 } else { 500_000.0 };
+        let rate_at =
+            |documents: usize| if documents <= 2000 { 1000.0 * documents as f64 } else { 500_000.0 };
         let mut size = ChunkSize::new(100_000_000);
         for _ in 0..40 {
             let documents = size.documents;
             size.sent(documents, documents * 1000, documents as f64 / rate_at(documents));
         }
-        assert_eq!(size.documents, 800);
-        let mut size = ChunkSize::new(450_000);
+        assert_eq!(size.documents, 2000);
+        let mut size = ChunkSize::new(1_450_000);
         for _ in 0..40 {
             let documents = size.documents;
             size.sent(documents, documents * 1000, documents as f64 / rate_at(documents));
         }
-        assert_eq!(size.documents, 400, "800 would be over the cap of bytes");
+        assert_eq!(size.documents, 1000, "2,000 would be over the cap of bytes");
     }
 }

@@ -34,6 +34,8 @@ pub struct BulkCounts {
     pub retried: u64,
     pub requests: u64,
     pub bytes: u64,
+    /// From the first document handed over to the last one acknowledged.
+    pub seconds: f64,
     pub rejected: Vec<Rejected>,
 }
 
@@ -57,6 +59,7 @@ pub struct Senders {
     shared: Arc<Shared>,
     lanes: Vec<Lane>,
     encoder: Encoder,
+    started: Instant,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,7 @@ impl Senders {
             let worker = Worker { client: client.clone(), path: path.clone(), shared: Arc::clone(&shared) };
             Lane { open: Chunk::default(), queue, thread: std::thread::spawn(move || worker.run(&chunks)) }
         });
-        Senders { lanes: lanes.collect(), shared, encoder }
+        Senders { lanes: lanes.collect(), shared, encoder, started: Instant::now() }
     }
 
     /// Hands over a document; waits where the senders are behind.
@@ -147,7 +150,8 @@ impl Senders {
         if let Some(error) = lock(&self.shared.stopped).take() {
             return Err(error);
         }
-        let counts = lock(&self.shared.counts).clone();
+        let counts =
+            BulkCounts { seconds: self.started.elapsed().as_secs_f64(), ..lock(&self.shared.counts).clone() };
         let BulkCounts { sent, indexed, deleted, ref rejected, .. } = counts;
         if sent != indexed + deleted + rejected.len() as u64 {
             return Err(failed(format!(
@@ -328,6 +332,7 @@ impl BulkCounts {
         self.retried += other.retried;
         self.requests += other.requests;
         self.bytes += other.bytes;
+        self.seconds += other.seconds;
         self.rejected.extend(other.rejected);
     }
 }
