@@ -92,6 +92,7 @@ fn pictures(count: usize, side: u32) -> ImageBatch {
         split: Split::Gallery,
         label: None,
         sha256: String::new(),
+        pixel_sha256: String::new(),
         dhash: 0,
         width: side,
         height: side,

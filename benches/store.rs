@@ -24,6 +24,7 @@ fn pictures() -> EmbeddingBatch {
         split: Split::Gallery,
         label: Some(format!("class{}", i / 1000)),
         sha256: format!("{i:064x}"),
+        pixel_sha256: String::new(),
         dhash: i as u64,
         width: 500,
         height: 375,

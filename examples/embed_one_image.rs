@@ -38,6 +38,7 @@ fn main() -> anyhow::Result<()> {
         split: Split::Query,
         label: None,
         sha256: sha256_hex(&bytes),
+        pixel_sha256: decode::pixel_sha256(&image),
         dhash: decode::dhash(&image),
         width: image.width,
         height: image.height,

@@ -40,7 +40,7 @@ pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     if extracted.exit == Exit::Interrupted {
         return run.close(extracted);
     }
-    let mut loaded = extracted.stages.time("load", || run.load(index))?;
+    let mut loaded = extracted.stages.load(|| run.load(index))?;
     let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
     let verdict = run.gate(&evaluations);
     extracted.exit = verdict.exit(extracted.exit);
@@ -80,7 +80,7 @@ pub fn rollback(config: &PipelineConfig) -> anyhow::Result<Exit> {
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let mut extracted = run.last_extract()?;
-    let loaded = extracted.stages.time("load", || run.engine().and_then(|index| run.load(index)))?;
+    let loaded = extracted.stages.load(|| run.engine().and_then(|index| run.load(index)))?;
     let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
     let verdict = run.gate(&evaluations);
     run.report(&extracted, &loaded, evaluations, &verdict)?;
@@ -170,6 +170,14 @@ impl StageClock {
         if let Some(last) = self.done.last_mut() {
             (last.items_in, last.items_out) = (items_in as u64, items_out as u64);
         }
+    }
+
+    /// Loads, and notes how many pictures went, and how many can be searched.
+    fn load(&mut self, load: impl FnOnce() -> anyhow::Result<Loaded>) -> anyhow::Result<Loaded> {
+        let loaded = self.time("load", load)?;
+        self.count(loaded.books.gallery as usize, loaded.books.searchable as usize);
+        self.done.extend(loaded.bulk.clone());
+        Ok(loaded)
     }
 
     /// Notes what became of the pictures that were to be embedded.
@@ -557,7 +565,7 @@ impl<'a> Run<'a> {
                 done: record
                     .stages
                     .into_iter()
-                    .filter(|s| !matches!(&*s.stage, "load" | "evaluate"))
+                    .filter(|s| !matches!(&*s.stage, "load" | "load: bulk" | "evaluate"))
                     .collect(),
             },
             provenance: record.provenance,
@@ -610,6 +618,7 @@ pub fn embed_one(
         split: Split::Query,
         label: None,
         sha256: sha256_hex(bytes),
+        pixel_sha256: decode::pixel_sha256(&image),
         dhash: decode::dhash(&image),
         width: image.width,
         height: image.height,

@@ -104,6 +104,7 @@ mod tests {
             split: Split::Gallery,
             label: None,
             sha256: String::new(),
+            pixel_sha256: String::new(),
             dhash: 0,
             width: side,
             height: side,

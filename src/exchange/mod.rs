@@ -160,6 +160,7 @@ fn imported_picture(id: String) -> Picture {
         split: Split::Gallery,
         label: None,
         sha256: String::new(),
+        pixel_sha256: String::new(),
         dhash: 0,
         width: 0,
         height: 0,

@@ -135,8 +135,8 @@ fn complete(rows: &RecordBatch, columns: Columns) -> Result<RecordBatch, String>
     let text = |value: &str| -> ArrayRef { Arc::new(StringArray::from(vec![value; n])) };
     let number = || -> ArrayRef { Arc::new(Int32Array::from(vec![0; n])) };
     let mut all: Vec<(String, ArrayRef)> = Vec::new();
-    for name in ["id", "label", "split", "sha256", "dhash", "width", "height", "format", "norm", "embedding"]
-    {
+    let columns_there = COLUMNS.iter().filter(|name| !matches!(**name, "fingerprint" | "indexed_at"));
+    for name in columns_there.copied() {
         let present = rows.column_by_name(name).filter(|_| name != "embedding" || columns == Columns::All);
         let column = match (present, name) {
             (Some(column), _) => column.clone(),

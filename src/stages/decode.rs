@@ -25,6 +25,7 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use mozjpeg::Marker;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::preprocess::{self, ImageBatch};
 use super::scan::{Seen, Split, sha256_hex};
@@ -49,6 +50,8 @@ pub struct Picture {
     pub label: Option<String>,
     /// Hex SHA-256 of the file's bytes.
     pub sha256: String,
+    /// Of the decoded picture, as [`pixel_sha256`] makes it: the same for files that differ and show the same.
+    pub pixel_sha256: String,
     /// Perceptual difference hash of the decoded picture, 8 x 8 bits.
     pub dhash: u64,
     /// Size in pixels as the file holds it (after EXIF rotation where that is applied).
@@ -371,6 +374,12 @@ fn decode_error(error: ImageError, options: &DecodeOptions) -> DecodeError {
     }
 }
 
+/// Hex SHA-256 of width and height (`u32`, little-endian) and the RGB pixels, row by row.
+pub fn pixel_sha256(image: &DecodedImage) -> String {
+    let hash = Sha256::new().chain_update(image.width.to_le_bytes()).chain_update(image.height.to_le_bytes());
+    hex::encode(hash.chain_update(&image.rgb).finalize())
+}
+
 /// Perceptual hash: the picture as 9 x 8 grey areas; a bit says whether an area is brighter than its right neighbour
 /// (difference hash, N. Krawetz 2013). Bit 63 is the top left. Similar pictures differ in few bits.
 pub fn dhash(image: &DecodedImage) -> u64 {
@@ -534,15 +543,16 @@ fn picture(seen: &Seen, options: &PictureOptions) -> Result<Row, Failure> {
     let prepare = || {
         let decoded = decode(&bytes, &options.decode)?;
         let pixels = preprocess::resize(&decoded, options.side, options.resize)?;
-        Ok((dhash(&decoded), decoded.width, decoded.height, decoded.format, pixels))
+        Ok((pixel_sha256(&decoded), dhash(&decoded), decoded.width, decoded.height, decoded.format, pixels))
     };
-    let (dhash, width, height, format, pixels) = caught(prepare).map_err(unusable)?;
+    let (pixel_sha256, dhash, width, height, format, pixels) = caught(prepare).map_err(unusable)?;
     let picture = Picture {
         id: image.id.clone(),
         split: image.split,
         label: image.label.clone(),
         // Of the bytes that were decoded: the file may have changed since it was first seen.
         sha256: sha256_hex(&bytes),
+        pixel_sha256,
         dhash,
         width,
         height,

@@ -291,7 +291,9 @@ impl fmt::Display for Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stages::evaluate::{GalleryFacts, Measures, ModeEvaluation, QueryCounts, Space};
+    use crate::stages::evaluate::{
+        GalleryFacts, Leakage, Measures, ModeEvaluation, QueryCounts, Space, Thresholds,
+    };
 
     /// One metric in one mode: the share of queries whose first hit is right, and engine recall@1.
     fn metric(metric: Metric, right: &[bool], recall: f64) -> MetricEvaluation {
@@ -307,6 +309,10 @@ mod tests {
             classes: Vec::new(),
             ties: Vec::new(),
             engine_recall: vec![EngineRecall { k: 1, queries: right.len(), mean: recall, worst: recall }],
+            intervals: None,
+            leakage: None,
+            thresholds: Thresholds::of(&[], 1),
+            confusion: Vec::new(),
         }
     }
 
@@ -317,6 +323,8 @@ mod tests {
             unanswerable: Vec::new(),
             metrics,
             same_ranking: Vec::new(),
+            comparisons: Vec::new(),
+            leakage: Leakage::default(),
         });
         Evaluation {
             engine: engine.to_owned(),
@@ -325,6 +333,7 @@ mod tests {
             ks: vec![1],
             gallery: GalleryFacts { pictures: 2, labelled: 2, classes: 1, dim: 2 },
             unsupported: Vec::new(),
+            label_errors: Vec::new(),
             modes: modes.collect(),
             timings: Vec::new(),
             per_query: Vec::new(),

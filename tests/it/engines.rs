@@ -301,6 +301,7 @@ fn batch<V: AsRef<[f32]>>(rows: &[(&str, V)]) -> EmbeddingBatch {
         split: Split::Gallery,
         label: None,
         sha256: id.to_owned(),
+        pixel_sha256: String::new(),
         dhash: 0,
         width: 1,
         height: 1,

@@ -37,9 +37,10 @@ fn batch(rows: &[Row], split: Split) -> EmbeddingBatch {
         split,
         label: (!label.is_empty()).then(|| (*label).to_owned()),
         sha256: id.split('#').next().unwrap_or_default().to_owned(),
+        pixel_sha256: String::new(),
         dhash: 0,
-        width: 1,
-        height: 1,
+        width: 0,
+        height: 0,
         format: "png".to_owned(),
     };
     EmbeddingBatch {
@@ -275,9 +276,10 @@ fn many(rows: usize, split: Split) -> EmbeddingBatch {
             split,
             label: (i % 31 != 5).then(|| format!("class {class}")),
             sha256: if i % 40 == 3 { "shared".to_owned() } else { format!("{}{i}", split.name()) },
+            pixel_sha256: String::new(),
             dhash: 0,
-            width: 1,
-            height: 1,
+            width: 0,
+            height: 0,
             format: "png".to_owned(),
         });
     }

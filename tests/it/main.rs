@@ -18,4 +18,5 @@ mod quickstart;
 mod readers;
 mod setup;
 mod sql;
+mod statistics;
 mod store;

@@ -68,6 +68,7 @@ pub fn batch(pictures: &[&[u8]]) -> ImageBatch {
         split: Split::Gallery,
         label: None,
         sha256: String::new(),
+        pixel_sha256: String::new(),
         dhash: 0,
         width: 224,
         height: 224,

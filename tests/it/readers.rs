@@ -24,7 +24,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const DIM: usize = 512;
 
 /// The interpreter with the packages; nothing where there is none and no continuous integration insists.
-fn python() -> Option<PathBuf> {
+pub fn python() -> Option<PathBuf> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     match prepare_python() {
@@ -77,6 +77,7 @@ fn pictures() -> EmbeddingBatch {
         split,
         label: label.map(str::to_owned),
         sha256: hex::encode(Sha256::digest(id)),
+        pixel_sha256: String::new(),
         dhash: 0xfeed_0000_0000_0001,
         width: 32,
         height: 24,
@@ -113,7 +114,7 @@ fn snippets() -> Vec<String> {
     blocks.map(|block| block.split("```").next().unwrap().to_owned()).collect()
 }
 
-fn run_python(python: &Path, script: &str, args: &[&Path], dir: &Path, input: &str) -> Vec<Value> {
+pub fn run_python(python: &Path, script: &str, args: &[&Path], dir: &Path, input: &str) -> Vec<Value> {
     let mut child = Command::new(python)
         .arg(Path::new(ROOT).join("tests/python").join(script))
         .args(args)

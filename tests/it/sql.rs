@@ -18,6 +18,7 @@ async fn sources(dir: &Path) -> SqlSources {
         split: Split::Gallery,
         label: Some(label.into()),
         sha256: id.into(),
+        pixel_sha256: String::new(),
         dhash: 1 << 63,
         width: 3,
         height: 2,

@@ -49,6 +49,7 @@ fn embed(pictures: &[Seen]) -> EmbeddingBatch {
             split: image.split,
             label: image.label.clone(),
             sha256: sha256.clone(),
+            pixel_sha256: String::new(),
             dhash: u64::MAX - sha256.len() as u64,
             width: 32,
             height: 24,
@@ -278,16 +279,16 @@ async fn a_folder_that_is_no_table_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_newer_table_is_refused() {
+async fn a_table_of_another_version_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path()).await;
     let log = dir.path().join("_delta_log/00000000000000000000.json");
     let text = std::fs::read_to_string(&log).unwrap();
-    let newer = text.replace(r#""imagedex.schema_version":"1""#, r#""imagedex.schema_version":"2""#);
+    let newer = text.replace(r#""imagedex.schema_version":"2""#, r#""imagedex.schema_version":"3""#);
     assert_ne!(newer, text);
     std::fs::write(&log, newer).unwrap();
     let error = FeatureStore::open(dir.path()).await.unwrap_err();
-    assert!(matches!(error, StoreError::NewerSchema { .. }), "{error}");
+    assert!(matches!(error, StoreError::OtherSchema { .. }), "{error}");
 }
 
 #[tokio::test]

@@ -130,7 +130,37 @@ impl Measures {
                 Some(sum) => sum.zip(measures, |a, b| a + b),
             });
         }
-        sum.map(|sum| sum.scaled(1.0 / count))
+        sum.map(|sum| sum.zip(&sum, |sum, _| sum / count))
+    }
+
+    /// All of them in a row; [`Measures::with_values`] reads it back.
+    pub fn values(&self) -> Vec<f64> {
+        let at = self.at.iter().flat_map(|at| [at.hit, at.precision, at.recall, at.recall_ceiling, at.ndcg]);
+        [self.ap, self.ap_at_r, self.r_precision, self.rr].into_iter().chain(at).collect()
+    }
+
+    /// The same cut-offs with other values, in the order of [`Measures::values`].
+    pub fn with_values(&self, values: &[f64]) -> Measures {
+        let mut values = values.iter().copied();
+        let mut next = || values.next().unwrap_or_default();
+        Measures {
+            ap: next(),
+            ap_at_r: next(),
+            r_precision: next(),
+            rr: next(),
+            at: self
+                .at
+                .iter()
+                .map(|at| AtK {
+                    k: at.k,
+                    hit: next(),
+                    precision: next(),
+                    recall: next(),
+                    recall_ceiling: next(),
+                    ndcg: next(),
+                })
+                .collect(),
+        }
     }
 
     /// Each measure times `factor`.

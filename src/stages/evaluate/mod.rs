@@ -8,11 +8,19 @@
 //! All results but [`Evaluation::timings`] are the same whatever the machine or the number of threads: queries go by
 //! id, and sums from first to last.
 
+mod intervals;
+mod judge;
+mod leakage;
 mod measures;
+mod paired;
 mod per_query;
 mod ranking;
 mod relevance;
+mod resample;
+mod thresholds;
 mod timing;
+
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -21,12 +29,19 @@ use crate::engines::{EngineError, Hit, Query, Searcher};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
+pub use intervals::{Interval, MeasureIntervals, bootstrap, wilson};
+pub use leakage::{LabelError, Leakage, LeakedKind, NEAR_BITS, NEAR_COSINE, Sameness, TwinPair};
 pub use measures::{AtK, Bounds, Measure, Measures, TieAtK};
+pub use paired::{Comparison, Contender, SIGNIFICANT, all_pairs, compare};
 pub use per_query::{PerQuery, QueryState, write_per_query};
 pub use ranking::SameRanking;
+pub use resample::{DRAWS, Table};
+pub use thresholds::{BestThreshold, ScoreHistogram, ThresholdPoint, Thresholds};
 pub use timing::SearchTiming;
 
-use ranking::{Ranked, Truth};
+use judge::{Judge, Outcome};
+use leakage::Twins;
+use ranking::Truth;
 use relevance::{Gallery, Judgement};
 
 /// With fewer evaluated queries than this a difference between metrics says next to nothing: at 30, a share near one
@@ -174,6 +189,8 @@ pub struct Evaluation {
     pub gallery: GalleryFacts,
     /// Metrics asked for that the engine does not have.
     pub unsupported: Vec<Metric>,
+    /// Pictures, queries among them, that are equal and labelled differently.
+    pub label_errors: Vec<LabelError>,
     pub modes: Vec<ModeEvaluation>,
     /// How long searches took: the one part that differs between runs, so a report keeps it elsewhere.
     #[serde(skip)]
@@ -203,6 +220,10 @@ pub struct ModeEvaluation {
     pub metrics: Vec<MetricEvaluation>,
     /// Groups of metrics that ranked alike for every query.
     pub same_ranking: Vec<SameRanking>,
+    /// Metrics compared query by query; of those that rank alike the first one stands for all.
+    pub comparisons: Vec<Comparison>,
+    /// Pictures that are in the gallery and among the queries.
+    pub leakage: Leakage,
 }
 
 impl ModeEvaluation {
@@ -245,6 +266,8 @@ pub struct MetricEvaluation {
     pub repeated_hits: usize,
     /// Mean over the evaluated queries; nothing where there are none.
     pub micro: Option<Measures>,
+    /// 95 % intervals of those means; nothing of fewer than two queries.
+    pub intervals: Option<MeasureIntervals>,
     /// Mean over the classes of their means.
     #[serde(rename = "macro")]
     pub macro_: Option<Measures>,
@@ -256,6 +279,42 @@ pub struct MetricEvaluation {
     pub ties: Vec<Ties>,
     /// One entry for each cut-off.
     pub engine_recall: Vec<EngineRecall>,
+    /// The same with and without what leaked; nothing where nothing did.
+    pub leakage: Option<WithLeakage>,
+    /// From which score on a hit is to be believed.
+    pub thresholds: Thresholds,
+    /// Of the first hits: which class was found for which.
+    pub confusion: Vec<Confusion>,
+}
+
+/// Means with and without twins of queries in the gallery. [`MetricEvaluation::micro`] lies between the first two: it takes out
+/// copies of the query at hand alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WithLeakage {
+    /// Nothing is taken out (in leave-one-out the query itself is).
+    pub all: Adjusted,
+    /// Without pictures with the bytes or pixels of a query.
+    pub without_copies: Adjusted,
+    /// Without near duplicates either.
+    pub without_near: Adjusted,
+}
+
+/// Means over another gallery.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Adjusted {
+    /// Queries that have a relevant picture in it.
+    pub queries: usize,
+    pub micro: Option<Measures>,
+    pub intervals: Option<MeasureIntervals>,
+}
+
+/// How often the first hit of queries of a class is of which class.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confusion {
+    pub label: String,
+    /// Nothing where the picture found has no label.
+    pub found: Option<String>,
+    pub queries: usize,
 }
 
 /// The measures of the queries of one class.
@@ -326,17 +385,20 @@ pub fn evaluate(
         },
         ks,
         unsupported,
+        label_errors: leakage::label_errors(&[gallery.batch, queries]),
         modes: Vec::new(),
         timings: Vec::new(),
         per_query: Vec::new(),
     };
     for &mode in &options.modes {
         let judgements = Judgement::all(mode, &gallery, queries);
+        let twins = Twins::find(mode, &gallery, &judgements);
         let run = Run {
             index,
             gallery: &gallery,
             truth: &truth,
             judgements: &judgements,
+            twins: &twins,
             mode,
             ks: &evaluation.ks,
             depth: options.depth,
@@ -394,20 +456,10 @@ struct Run<'a> {
     gallery: &'a Gallery<'a>,
     truth: &'a Truth<'a>,
     judgements: &'a [Judgement<'a>],
+    twins: &'a Twins,
     mode: Mode,
     ks: &'a [usize],
     depth: Option<usize>,
-}
-
-/// What one search came to.
-struct Outcome {
-    /// Nothing for queries without a relevant picture or without a label.
-    measures: Option<Measures>,
-    ties: Vec<TieAtK>,
-    first_relevant_rank: Option<usize>,
-    /// The first hits, some more than the greatest cut-off.
-    top: Ranked,
-    repeated: usize,
 }
 
 impl Run<'_> {
@@ -415,6 +467,7 @@ impl Run<'_> {
         let mut results = Vec::new();
         let mut rows = Vec::new();
         let mut rankings = Vec::new();
+        let mut measures: Vec<(Metric, Vec<Measures>)> = Vec::new();
         for &metric in metrics {
             let outcomes = self.outcomes(metric)?;
             rows.extend(
@@ -424,10 +477,11 @@ impl Run<'_> {
                     .map(|(judgement, outcome)| self.row(metric, judgement, outcome)),
             );
             results.push(self.summary(metric, &outcomes)?);
+            measures.push((metric, outcomes.iter().filter_map(|outcome| outcome.measures.clone()).collect()));
             rankings.push((metric, outcomes.into_iter().map(|outcome| outcome.top).collect()));
         }
         let counted =
-            |is: QueryState| self.judgements.iter().filter(|judgement| state(judgement) == is).count();
+            |is: QueryState| self.judgements.iter().filter(|judgement| judgement.state() == is).count();
         let queries = QueryCounts {
             total: self.judgements.len(),
             evaluated: counted(QueryState::Evaluated),
@@ -437,19 +491,38 @@ impl Run<'_> {
             copies_removed: self.judgements.iter().map(|judgement| judgement.copies).sum(),
         };
         let unanswerable =
-            self.judgements.iter().filter(|judgement| state(judgement) == QueryState::Unanswerable);
+            self.judgements.iter().filter(|judgement| judgement.state() == QueryState::Unanswerable);
         let unanswerable = unanswerable.map(|judgement| UnanswerableQuery {
             id: judgement.id.to_owned(),
             label: judgement.label.unwrap_or_default().to_owned(),
         });
+        let same_ranking = ranking::same(&rankings, self.most_k().max(ranking::COMPARED));
         let results = ModeEvaluation {
+            comparisons: self.comparisons(&measures, &same_ranking),
+            leakage: self.twins.leakage(self.gallery, self.judgements),
             mode: self.mode,
             queries,
             unanswerable: unanswerable.collect(),
             metrics: results,
-            same_ranking: ranking::same(&rankings, self.most_k().max(ranking::COMPARED)),
+            same_ranking,
         };
         Ok((results, rows))
+    }
+
+    /// Metrics against each other by MAP and by precision at the least cut-off.
+    fn comparisons(&self, measures: &[(Metric, Vec<Measures>)], same: &[SameRanking]) -> Vec<Comparison> {
+        let stands_for_itself = |metric: &Metric| {
+            !same.iter().any(|group| group.metrics.contains(metric) && group.metrics.first() != Some(metric))
+        };
+        let queries: Vec<(Metric, Vec<&Measures>)> = measures
+            .iter()
+            .filter(|(metric, _)| stands_for_itself(metric))
+            .map(|(metric, measures)| (*metric, measures.iter().collect()))
+            .collect();
+        let contenders: Vec<Contender> =
+            queries.iter().map(|(metric, queries)| Contender { name: metric.name(), queries }).collect();
+        let least_k = self.ks.first().copied().unwrap_or(1);
+        all_pairs(&contenders, &[Measure::Ap, Measure::Precision(least_k)])
     }
 
     /// The greatest cut-off.
@@ -461,8 +534,8 @@ impl Run<'_> {
         let pictures = self.gallery.batch.len();
         let most_excluded =
             self.judgements.iter().map(|judgement| judgement.excluded.len()).max().unwrap_or(0);
-        // One more than the cut-off shows whether a tie crosses it.
-        let needed = self.most_k() + most_excluded + 1;
+        // One more than the cut-off shows whether a tie crosses it; twins come first, and are taken out.
+        let needed = self.most_k() + most_excluded.max(self.twins.most()) + 1;
         let wanted = self.depth.unwrap_or(if self.index.is_exact() { pictures } else { needed });
         wanted.min(self.index.max_k()).clamp(1, pictures)
     }
@@ -472,15 +545,20 @@ impl Run<'_> {
         let k = self.depth();
         let at_once = (HITS_AT_ONCE / k).clamp(1, 1024);
         let mut outcomes = Vec::with_capacity(self.judgements.len());
-        for chunk in self.judgements.chunks(at_once) {
+        for (number, chunk) in self.judgements.chunks(at_once).enumerate() {
             let queries: Vec<Query> =
                 chunk.iter().map(|judgement| Query { vector: judgement.vector, k, metric }).collect();
             let found = self.index.search_many(&queries)?;
-            let name = self.index.name().to_owned();
+            let name = self.index.name();
+            let judge = Judge { gallery: self.gallery, twins: self.twins, ks: self.ks };
             let judged: Result<Vec<Outcome>, EvaluateError> = chunk
                 .par_iter()
                 .zip(found)
-                .map(|(judgement, hits)| judge(self.gallery, judgement, &hits, self.ks, &name))
+                .enumerate()
+                .map(|(i, (judgement, hits))| {
+                    let outcome = judge.judge(number * at_once + i, judgement, &hits);
+                    outcome.map_err(|id| EvaluateError::UnknownHit { engine: name.to_owned(), id })
+                })
                 .collect();
             outcomes.extend(judged?);
         }
@@ -491,7 +569,7 @@ impl Run<'_> {
         let micro = Measures::mean(outcomes.iter().filter_map(|outcome| outcome.measures.as_ref()));
         let evaluated = outcomes.iter().filter(|outcome| outcome.measures.is_some()).count();
         let unanswerable =
-            self.judgements.iter().filter(|judgement| state(judgement) == QueryState::Unanswerable).count();
+            self.judgements.iter().filter(|judgement| judgement.state() == QueryState::Unanswerable).count();
         let share = evaluated as f64 / (evaluated + unanswerable).max(1) as f64;
         let classes = self.classes(outcomes);
         Ok(MetricEvaluation {
@@ -500,11 +578,52 @@ impl Run<'_> {
             repeated_hits: outcomes.iter().map(|outcome| outcome.repeated).sum(),
             macro_: Measures::mean(classes.iter().map(|class| &class.measures)),
             micro_with_unanswerable: micro.as_ref().map(|micro| micro.scaled(share)),
+            intervals: MeasureIntervals::of(
+                &outcomes.iter().filter_map(|outcome| outcome.measures.as_ref()).collect::<Vec<_>>(),
+            ),
+            leakage: (!self.twins.is_empty()).then(|| WithLeakage {
+                all: Adjusted::of(outcomes, 0),
+                without_copies: Adjusted::of(outcomes, 1),
+                without_near: Adjusted::of(outcomes, 2),
+            }),
+            thresholds: self.thresholds(outcomes),
+            confusion: self.confusion(outcomes),
             micro,
             classes,
             ties: self.ties(outcomes),
             engine_recall: self.engine_recall(metric)?,
         })
+    }
+
+    fn thresholds(&self, outcomes: &[Outcome]) -> Thresholds {
+        let labelled =
+            self.judgements.iter().zip(outcomes).filter(|(judgement, _)| judgement.label.is_some());
+        let queries: Vec<_> = labelled
+            .map(|(judgement, outcome)| {
+                let is_right = |row| judgement.class.is_some_and(|class| self.gallery.is_of(row, class));
+                let hits = outcome.top.iter().take(self.most_k());
+                hits.map(|&(row, score)| (score, is_right(row))).collect()
+            })
+            .collect();
+        Thresholds::of(&queries, self.most_k())
+    }
+
+    fn confusion(&self, outcomes: &[Outcome]) -> Vec<Confusion> {
+        let mut counts: BTreeMap<(&str, Option<&str>), usize> = BTreeMap::new();
+        for (judgement, outcome) in self.judgements.iter().zip(outcomes) {
+            if let (Some(label), Some(_), Some((row, _))) =
+                (judgement.label, &outcome.measures, outcome.top.first())
+            {
+                let found = self.gallery.batch.pictures[*row as usize].label.as_deref();
+                *counts.entry((label, found)).or_default() += 1;
+            }
+        }
+        let confusion = counts.into_iter().map(|((label, found), queries)| Confusion {
+            label: label.to_owned(),
+            found: found.map(str::to_owned),
+            queries,
+        });
+        confusion.collect()
     }
 
     fn classes(&self, outcomes: &[Outcome]) -> Vec<ClassMeasures> {
@@ -582,7 +701,7 @@ impl Run<'_> {
             metric,
             query: judgement.id.to_owned(),
             label: judgement.label.map(str::to_owned),
-            state: state(judgement),
+            state: judgement.state(),
             relevant: judgement.relevant,
             excluded: judgement.excluded.len(),
             first_relevant_rank: outcome.first_relevant_rank,
@@ -592,46 +711,14 @@ impl Run<'_> {
     }
 }
 
-fn state(judgement: &Judgement) -> QueryState {
-    match judgement.label {
-        None => QueryState::Unlabelled,
-        Some(_) if judgement.relevant == 0 => QueryState::Unanswerable,
-        Some(_) => QueryState::Evaluated,
-    }
-}
-
-/// Takes excluded and repeated hits out of a ranking, and measures the rest.
-fn judge(
-    gallery: &Gallery,
-    judgement: &Judgement,
-    hits: &[Hit],
-    ks: &[usize],
-    engine: &str,
-) -> Result<Outcome, EvaluateError> {
-    let mut seen = vec![false; gallery.batch.len()];
-    let mut repeated = 0;
-    let mut ranked: Ranked = Vec::with_capacity(hits.len());
-    for hit in hits {
-        let unknown = || EvaluateError::UnknownHit { engine: engine.to_owned(), id: hit.id.clone() };
-        let row = gallery.row(&hit.id).ok_or_else(unknown)?;
-        if std::mem::replace(&mut seen[row as usize], true) {
-            repeated += 1;
-        } else if !judgement.excluded.contains(&row) {
-            ranked.push((row, hit.score));
+impl Adjusted {
+    fn of(outcomes: &[Outcome], which: usize) -> Adjusted {
+        let measures: Vec<&Measures> =
+            outcomes.iter().filter_map(|outcome| outcome.adjusted[which].as_ref()).collect();
+        Adjusted {
+            queries: measures.len(),
+            micro: Measures::mean(measures.iter().copied()),
+            intervals: MeasureIntervals::of(&measures),
         }
     }
-    let is_relevant = |row: u32| judgement.class.is_some_and(|class| gallery.is_of(row, class));
-    let relevant: Vec<bool> = ranked.iter().map(|(row, _)| is_relevant(*row)).collect();
-    let scores: Vec<f32> = ranked.iter().map(|(_, score)| *score).collect();
-    let has_measures = state(judgement) == QueryState::Evaluated;
-    let most_k = ks.last().copied().unwrap_or(1);
-    let ties = ks.iter().map(|&k| TieAtK::of(&relevant, &scores, k)).collect();
-    ranked.truncate(most_k.max(ranking::COMPARED) + ranking::MARGIN);
-    Ok(Outcome {
-        measures: has_measures.then(|| Measures::of(&relevant, judgement.relevant, ks)),
-        ties,
-        first_relevant_rank: relevant.iter().position(|is_relevant| *is_relevant).map(|i| i + 1),
-        top: ranked,
-        repeated,
-    })
 }

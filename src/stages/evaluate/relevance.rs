@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::{EvaluateError, Mode};
+use super::{EvaluateError, Mode, QueryState};
+use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 
 /// The gallery, looked up by id, bytes and class. Classes are numbered by name ascending.
@@ -61,6 +62,11 @@ impl<'a> Gallery<'a> {
         self.class_of[row as usize] == Some(class)
     }
 
+    /// How many pictures of `class` there are beside those in `gone`, which names each row once.
+    pub fn relevant(&self, class: u32, gone: &[u32]) -> usize {
+        self.class_sizes[class as usize] - gone.iter().filter(|row| self.is_of(**row, class)).count()
+    }
+
     /// How many pictures have a label.
     pub fn labelled(&self) -> usize {
         self.class_sizes.iter().sum()
@@ -76,10 +82,13 @@ impl<'a> Gallery<'a> {
 pub struct Judgement<'a> {
     pub id: &'a str,
     pub label: Option<&'a str>,
+    pub picture: &'a Picture,
     pub vector: &'a [f32],
     /// The gallery's class of that label, where it has one.
     pub class: Option<u32>,
-    /// Gallery pictures taken out of ranking and relevant set, by row.
+    /// In leave-one-out: the query's own row.
+    pub itself: Option<u32>,
+    /// Gallery pictures taken out of ranking and relevant set: rows, ascending.
     pub excluded: Vec<u32>,
     /// Of those: copies of the query's bytes (in leave-one-out, under another id).
     pub copies: usize,
@@ -88,6 +97,15 @@ pub struct Judgement<'a> {
 }
 
 impl<'a> Judgement<'a> {
+    /// Whether it is in the means.
+    pub fn state(&self) -> QueryState {
+        match self.label {
+            None => QueryState::Unlabelled,
+            Some(_) if self.relevant == 0 => QueryState::Unanswerable,
+            Some(_) => QueryState::Evaluated,
+        }
+    }
+
     /// All queries of a mode, by id.
     pub fn all(mode: Mode, gallery: &Gallery<'a>, queries: &'a EmbeddingBatch) -> Vec<Judgement<'a>> {
         let asked = match mode {
@@ -112,16 +130,16 @@ impl<'a> Judgement<'a> {
         };
         let copies = excluded.iter().filter(|row| Some(**row) != itself).count();
         excluded.extend(itself.filter(|itself| !excluded.contains(itself)));
+        excluded.sort_unstable();
         let class = picture.label.as_deref().and_then(|label| gallery.class(label));
-        let relevant = class.map_or(0, |class| {
-            let gone = excluded.iter().filter(|row| gallery.is_of(**row, class)).count();
-            gallery.class_sizes[class as usize] - gone
-        });
+        let relevant = class.map_or(0, |class| gallery.relevant(class, &excluded));
         Judgement {
             id: &picture.id,
             label: picture.label.as_deref(),
+            picture,
             vector: asked.vector(i),
             class,
+            itself,
             excluded,
             copies,
             relevant,

@@ -43,9 +43,10 @@ pub enum StoreError {
     #[error("{path} is not a feature table: {reason}; name an empty or new folder for `features`")]
     NotATable { path: String, reason: String },
     #[error(
-        "{path} was written by a newer imagedex (schema {found}, this one knows {known}); update imagedex"
+        "{path} has schema version {found}, this imagedex reads and writes {known}; use the imagedex that wrote it, or delete the folder \
+         to embed again"
     )]
-    NewerSchema { path: String, found: String, known: u32 },
+    OtherSchema { path: String, found: String, known: u32 },
     #[error("{path}: {reason}; {remedy}")]
     Io { path: String, reason: String, remedy: &'static str },
     #[error(

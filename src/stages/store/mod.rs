@@ -82,7 +82,7 @@ pub struct FeatureStore {
 impl FeatureStore {
     /// Opens the table in `dir`; `None` where there is none yet (no folder, or an empty one).
     ///
-    /// Errors: a folder with other files in it, a table of another program or of a newer version, an
+    /// Errors: a folder with other files in it, a table of another program or of another version, an
     /// unreadable one.
     pub async fn open(dir: &Path) -> Result<Option<FeatureStore>, StoreError> {
         if !holds_table(dir)? {
@@ -254,8 +254,8 @@ fn read_provenance(dir: &Path, table: &DeltaTable) -> Result<Provenance, StoreEr
         return Err(StoreError::NotATable { path, reason: "it is another program's Delta table".into() });
     };
     match version.parse::<u32>() {
-        Ok(version) if version <= SCHEMA_VERSION => {}
-        _ => return Err(StoreError::NewerSchema { path, found: version.clone(), known: SCHEMA_VERSION }),
+        Ok(SCHEMA_VERSION) => {}
+        _ => return Err(StoreError::OtherSchema { path, found: version.clone(), known: SCHEMA_VERSION }),
     }
     let missing = |key: &str| StoreError::NotATable {
         path: dir.display().to_string(),

@@ -207,7 +207,7 @@ const LOST_SOURCES: &str = "
     LIMIT 1";
 
 const COPIES: &str = "
-    SELECT ops.id, ops.label, ops.split, stored.sha256, stored.dhash, stored.width, stored.height,
+    SELECT ops.id, ops.label, ops.split, stored.sha256, stored.pixel_sha256, stored.dhash, stored.width, stored.height,
            stored.format, stored.norm, stored.embedding, ops.fingerprint, ops.indexed_at, ops.op
     FROM ops LEFT JOIN features AS stored
          ON stored.split = ops.source_split AND stored.id = ops.source_id AND stored.sha256 = ops.sha256";

@@ -26,15 +26,16 @@ use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
 
-/// Version of the columns and of their meaning. A table with a greater one is refused.
-pub const SCHEMA_VERSION: u32 = 1;
+/// Version of the columns and of their meaning. A table with another one is refused.
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The columns in their order.
-pub const COLUMNS: [&str; 12] = [
+pub const COLUMNS: [&str; 13] = [
     "id",
     "label",
     "split",
     "sha256",
+    "pixel_sha256",
     "dhash",
     "width",
     "height",
@@ -68,6 +69,7 @@ pub fn arrow_schema() -> SchemaRef {
             column("label", DataType::Utf8),
             column("split", DataType::Utf8),
             column("sha256", DataType::Utf8),
+            column("pixel_sha256", DataType::Utf8),
             column("dhash", DataType::Int64),
             column("width", DataType::Int32),
             column("height", DataType::Int32),
@@ -143,6 +145,7 @@ pub fn to_record_batch(batch: &EmbeddingBatch, fingerprint: &str, indexed_at_us:
         Arc::new(StringArray::from_iter(pictures.iter().map(|picture| picture.label.as_deref()))),
         text(|picture| picture.split.name()),
         text(|picture| &picture.sha256),
+        text(|picture| &picture.pixel_sha256),
         Arc::new(Int64Array::from_iter_values(pictures.iter().map(|picture| picture.dhash as i64))),
         Arc::new(Int32Array::from_iter_values(pictures.iter().map(|picture| picture.width as i32))),
         Arc::new(Int32Array::from_iter_values(pictures.iter().map(|picture| picture.height as i32))),
@@ -170,7 +173,11 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
         column("label", &DataType::Utf8)?,
         column("split", &DataType::Utf8)?,
     );
-    let (sha256, format) = (column("sha256", &DataType::Utf8)?, column("format", &DataType::Utf8)?);
+    let (sha256, pixel_sha256, format) = (
+        column("sha256", &DataType::Utf8)?,
+        column("pixel_sha256", &DataType::Utf8)?,
+        column("format", &DataType::Utf8)?,
+    );
     let (dhash, width, height) = (
         column("dhash", &DataType::Int64)?,
         column("width", &DataType::Int32)?,
@@ -182,6 +189,7 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
         ("id", &id),
         ("split", &split),
         ("sha256", &sha256),
+        ("pixel_sha256", &pixel_sha256),
         ("format", &format),
         ("dhash", &dhash),
         ("width", &width),
@@ -199,6 +207,7 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
     }
     let (label, split, sha256) =
         (label.as_string::<i32>(), split.as_string::<i32>(), sha256.as_string::<i32>());
+    let pixel_sha256 = pixel_sha256.as_string::<i32>();
     let (format, dhash) = (format.as_string::<i32>(), dhash.as_primitive::<Int64Type>());
     let (width, height) = (width.as_primitive::<Int32Type>(), height.as_primitive::<Int32Type>());
     let embedding = embedding.as_list::<i32>();
@@ -224,6 +233,7 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
             split,
             label: label.is_valid(row).then(|| label.value(row).to_owned()),
             sha256: sha256.value(row).to_owned(),
+            pixel_sha256: pixel_sha256.value(row).to_owned(),
             dhash: dhash.value(row) as u64,
             width: width.value(row) as u32,
             height: height.value(row) as u32,
@@ -279,6 +289,7 @@ mod tests {
             split,
             label: Some("cat".into()),
             sha256: format!("{id}-bytes"),
+            pixel_sha256: format!("{id}-pixels"),
             dhash: u64::MAX - 1,
             width: 32,
             height: 16,
