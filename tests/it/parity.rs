@@ -1,6 +1,9 @@
 //! Label measures on real shop photos against published ones (`../shared/data/grocery/README.md`, computed with Keras'
 //! preprocessing and numpy), and the original's two commands on its own pictures.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
 use crate::es_node::Node;
 use crate::support::{cache, imagedex, root, said, shared};
 
@@ -16,13 +19,22 @@ fn figures(summary: &serde_json::Value, metric: &str) -> (f64, f64) {
 /// Runs `pipelines/grocery.toml` with one precision.
 fn grocery(precision: &str) -> Option<serde_json::Value> {
     shared("grocery")?;
+    Some(grocery_with(precision, &[]))
+}
+
+/// The same with other settings.
+fn grocery_with(precision: &str, settings: &[String]) -> serde_json::Value {
     let work = tempfile::tempdir().expect("a temporary folder");
     let file = root().join("pipelines/grocery.toml");
     let work_is = format!("work={}", work.path().display());
     let precision_is = format!("model.precision={precision}");
-    imagedex(["run", &file.to_string_lossy(), "--set", &work_is, "--set", &precision_is]).exits(0);
+    let mut arguments = vec!["run".to_owned(), file.display().to_string()];
+    for setting in [work_is, precision_is].iter().chain(settings) {
+        arguments.extend(["--set".to_owned(), setting.clone()]);
+    }
+    imagedex(arguments).exits(0);
     let summary = std::fs::read(work.path().join("report/summary.json")).expect("summary.json");
-    Some(serde_json::from_slice(&summary).expect("JSON"))
+    serde_json::from_slice(&summary).expect("JSON")
 }
 
 #[track_caller]
@@ -44,6 +56,97 @@ fn shop_photos_score_as_published_in_int8() {
     let Some(summary) = grocery("int8") else { return };
     near(figures(&summary, "cosine"), (0.356, 0.243));
     near(figures(&summary, "l1"), (0.343, 0.228));
+}
+
+/// The clean gallery of the shop photos, with every tenth query leaked into it: one half as it is, the other half saved again as
+/// JPEG of quality 60. Says which queries leaked, and how.
+fn leak(shop: &Path, gallery: &Path) -> BTreeMap<String, &'static str> {
+    let pictures = |root: &Path| -> Vec<PathBuf> {
+        let files =
+            walkdir::WalkDir::new(root).sort_by_file_name().into_iter().map(|entry| entry.expect("an entry"));
+        files.filter(|entry| entry.file_type().is_file()).map(walkdir::DirEntry::into_path).collect()
+    };
+    let place = |file: &Path| {
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+        file.to_owned()
+    };
+    let train = shop.join("dataset/train");
+    for picture in pictures(&train) {
+        let inside = picture.strip_prefix(&train).expect("inside");
+        std::fs::copy(&picture, place(&gallery.join(inside))).expect("copied");
+    }
+    let test = shop.join("dataset/test");
+    let mut leaked = BTreeMap::new();
+    for (i, picture) in pictures(&test).iter().enumerate().filter(|(i, _)| i % 10 == 0) {
+        let inside = picture.strip_prefix(&test).expect("inside");
+        let copy = place(&gallery.join(inside).with_file_name(format!("leaked_{i}.jpg")));
+        let kind = if i % 20 == 0 {
+            std::fs::copy(picture, copy).expect("copied");
+            "bytes"
+        } else {
+            let image = image::open(picture).expect("decoded");
+            let file = std::fs::File::create(copy).expect("made");
+            image
+                .write_with_encoder(image::codecs::jpeg::JpegEncoder::new_with_quality(file, 60))
+                .expect("encoded");
+            "near"
+        };
+        leaked.insert(inside.to_string_lossy().into_owned(), kind);
+    }
+    leaked
+}
+
+#[test]
+fn leaked_queries_are_found_and_the_figures_without_them_are_the_clean_ones() {
+    let Some(shop) = shared("grocery") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let gallery = folder.path().join("gallery");
+    let leaked = leak(&shop, &gallery);
+    assert_eq!(leaked.len(), 41);
+    let clean = grocery_with("int8", &[]);
+    let dirty = grocery_with("int8", &[format!("input.gallery={}", gallery.display())]);
+
+    let none =
+        |report: &serde_json::Value| report["evaluations"][0]["modes"][0]["leakage"]["pairs_in_all"].clone();
+    assert_eq!(none(&clean), 0, "{:#}", clean["evaluations"][0]["modes"][0]["leakage"]);
+    let leakage = &dirty["evaluations"][0]["modes"][0]["leakage"];
+    let found: BTreeMap<String, &str> = leakage["pairs"]
+        .as_array()
+        .expect("pairs")
+        .iter()
+        .map(|pair| {
+            (pair["query"].as_str().expect("an id").to_owned(), pair["kind"].as_str().expect("a kind"))
+        })
+        .collect();
+    assert_eq!(found, leaked);
+    assert_eq!(leakage["pairs_in_all"], 41);
+
+    for metric in ["cosine", "dot_product", "l1", "l2"] {
+        let of = |report: &serde_json::Value| {
+            let metrics =
+                report["evaluations"][0]["modes"][0]["metrics"].as_array().expect("metrics").clone();
+            metrics.into_iter().find(|row| row["metric"] == metric).expect("the metric")
+        };
+        let (clean, dirty) = (of(&clean), of(&dirty));
+        let map = |row: &serde_json::Value, at: &str| {
+            row.pointer(at).and_then(serde_json::Value::as_f64).expect("MAP")
+        };
+        let (truth, low, high) = (
+            map(&clean, "/micro/map"),
+            map(&clean, "/intervals/low/map"),
+            map(&clean, "/intervals/high/map"),
+        );
+        let adjusted = map(&dirty, "/leakage/without_near/micro/map");
+        assert!((low..=high).contains(&adjusted), "{metric}: {adjusted} is not within {low} to {high}");
+        // All that leaked was found and nothing else, so it is the clean gallery again.
+        assert!((adjusted - truth).abs() < 1e-12, "{metric}: {adjusted} {truth}");
+        let all = map(&dirty, "/leakage/all/micro/map");
+        assert!(
+            all > map(&dirty, "/leakage/without_copies/micro/map") && all > truth,
+            "{metric}: {all} {truth}"
+        );
+        assert!(map(&dirty, "/leakage/without_copies/micro/map") > truth, "{metric}");
+    }
 }
 
 #[test]

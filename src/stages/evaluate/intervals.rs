@@ -33,7 +33,7 @@ pub struct MeasureIntervals {
 }
 
 impl MeasureIntervals {
-    /// Over queries: Wilson's for `hit@k`, a share of them; bootstrapped (BCa) for the others. Nothing of fewer than two.
+    /// Over queries: Wilson's for `hit@k` and P@1, shares of them; bootstrapped (BCa) for the others. Nothing of fewer than two.
     pub fn of(queries: &[&Measures]) -> Option<MeasureIntervals> {
         let (first, rows) = (queries.first()?, queries.iter().map(|measures| measures.values()));
         if queries.len() < 2 {
@@ -49,6 +49,9 @@ impl MeasureIntervals {
             let hits: f64 = queries.iter().filter_map(|measures| Measure::Hit(low.k).of(measures)).sum();
             let interval = wilson(hits as usize, queries.len());
             (low.hit, high.hit) = (interval.low, interval.high);
+            if low.k == 1 {
+                (low.precision, high.precision) = (interval.low, interval.high);
+            }
         }
         Some(MeasureIntervals { low, high })
     }

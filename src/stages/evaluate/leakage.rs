@@ -20,10 +20,10 @@ use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 
 /// Near duplicates differ in at most so many of the 64 bits of their perceptual hashes…
-pub const NEAR_BITS: u32 = 10;
+pub const NEAR_BITS: u32 = 8;
 /// … and the cosine of their features is at least this. Both were set on the grocery photos saved again as JPEG of quality 60:
 /// docs/metrics.md has the figures, and the command that prints them.
-pub const NEAR_COSINE: f64 = 0.95;
+pub const NEAR_COSINE: f64 = 0.94;
 /// Twins of one query that are kept; a folder of thousands of equal pictures has millions of pairs.
 const MOST_TWINS: usize = 1_000;
 /// Pairs that a report lists.

@@ -7,9 +7,10 @@ use std::io::{self, Write};
 
 use serde_json::Value;
 
+use super::findings::{self, best, verdict};
 use super::table::{Table, decimal};
 use super::{Exporter, RunReport};
-use crate::stages::evaluate::{Evaluation, FEW_QUERIES, MetricEvaluation, Mode, ModeEvaluation};
+use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation};
 use crate::stages::gate::{Rule, Verdict};
 
 /// Classes shown in the table of the worst.
@@ -31,6 +32,7 @@ impl Exporter for Markdown {
             for mode in &evaluation.modes {
                 write_mode(evaluation, mode, out)?;
             }
+            write_label_errors(evaluation, out)?;
         }
         write_search_times(report, out)?;
         write_run(report, out)?;
@@ -94,6 +96,18 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
     if !micro.rows.is_empty() {
         writeln!(out, "Mean over queries (n = {n}):\n\n{}", micro.markdown())?;
     }
+    let intervals = Table::of_intervals(&mode.metrics, &evaluation.ks);
+    if !intervals.rows.is_empty() {
+        writeln!(
+            out,
+            "95 % intervals, over queries (hit@k Wilson, others bootstrap):\n\n{}",
+            intervals.markdown()
+        )?;
+    }
+    if !mode.comparisons.is_empty() {
+        let table = findings::comparisons(&mode.comparisons);
+        writeln!(out, "Query by query (randomisation test):\n\n{}", table.markdown())?;
+    }
     let classes = mode.metrics.first().map_or(0, |metric| metric.classes.len());
     if classes > 1 {
         let by_class =
@@ -104,50 +118,62 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
         writeln!(out, "- {note}")?;
     }
     writeln!(out)?;
-    write_worst_classes(mode, out)
+    write_worst_classes(mode, out)?;
+    write_leakage(evaluation, mode, out)?;
+    let thresholds = findings::thresholds(mode);
+    if !thresholds.rows.is_empty() {
+        let k = evaluation.ks.last().copied().unwrap_or(1);
+        writeln!(
+            out,
+            "Threshold with the best F1, over the first {k} hits of each query (`search --threshold`):\n\n{}",
+            thresholds.markdown()
+        )?;
+    }
+    Ok(())
 }
 
-/// What the figures allow to say, and no more: no interval was computed and no test was made.
-pub fn verdict(mode: &ModeEvaluation) -> String {
-    let n = mode.queries.evaluated;
-    let Some((best, map)) = best(mode) else {
-        return "No query could be evaluated: none has both a label and a picture of that label in the gallery.".to_owned();
+/// The same figures with and without what is in the gallery and among the queries.
+fn write_leakage(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {
+    let Some(found) = findings::leakage(mode) else {
+        return writeln!(
+            out,
+            "No leakage found: no gallery picture is a copy or a near duplicate of a query.\n"
+        );
     };
-    if mode.is_too_small() {
-        return format!("Too few queries for a verdict: n = {n}, at least {FEW_QUERIES} are needed.");
+    let least_k = evaluation.ks.first().copied().unwrap_or(1);
+    writeln!(out, "**Leakage.** {found}\n\n{}", findings::with_and_without(mode, least_k).markdown())?;
+    let leakage = &mode.leakage;
+    for pair in leakage.pairs.iter().take(LISTED) {
+        let labels = if pair.labels_differ { ", **labels differ**" } else { "" };
+        writeln!(
+            out,
+            "- {} = {} ({}, {} bits, cosine {}{labels})",
+            escape(&pair.query),
+            escape(&pair.gallery),
+            pair.kind.name(),
+            pair.bits,
+            decimal(pair.cosine)
+        )?;
     }
-    let group = mode.same_ranking.iter().find(|group| group.metrics.contains(&best.metric));
-    let metrics = group.map_or(vec![best.metric], |group| group.metrics.clone());
-    let names: Vec<&str> = metrics.iter().map(|metric| metric.name()).collect();
-    let others = mode.metrics.iter().filter(|metric| !metrics.contains(&metric.metric));
-    let next = others.filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater);
-    let head = match names.as_slice() {
-        [one] => format!("{one} has the highest MAP, {}", decimal(map)),
-        several => format!("{} rank alike and have the highest MAP, {}", several.join(", "), decimal(map)),
-    };
-    match next {
-        None => format!("{head} (n = {n})."),
-        Some((next, next_map)) => {
-            format!(
-                "{head}; next is {} with {} (n = {n}; significance not tested).",
-                next.metric,
-                decimal(next_map)
-            )
-        }
+    let more = leakage.pairs_in_all.saturating_sub(LISTED);
+    if more > 0 { writeln!(out, "- … and {more} more pairs\n") } else { writeln!(out) }
+}
+
+fn write_label_errors(evaluation: &Evaluation, out: &mut dyn Write) -> io::Result<()> {
+    let errors = &evaluation.label_errors;
+    if errors.is_empty() {
+        return Ok(());
     }
+    writeln!(out, "**Label errors**: the same picture under different labels, {} times:\n", errors.len())?;
+    for error in errors.iter().take(LISTED) {
+        writeln!(out, "- {}", escape(&findings::label_error(error)))?;
+    }
+    let more = errors.len().saturating_sub(LISTED);
+    if more > 0 { writeln!(out, "- … and {more} more\n") } else { writeln!(out) }
 }
 
 fn counted(queries: usize) -> String {
     format!("{queries} {}", if queries == 1 { "query" } else { "queries" })
-}
-
-/// The metric with the greatest MAP, the first of equals.
-fn best(mode: &ModeEvaluation) -> Option<(&MetricEvaluation, f64)> {
-    mode.metrics.iter().filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater)
-}
-
-fn greater<T>(a: (T, f64), b: (T, f64)) -> (T, f64) {
-    if b.1 > a.1 { b } else { a }
 }
 
 fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<String> {

@@ -4,6 +4,7 @@
 //! `summary.json` is the report: the others are made from it, so `imagedex report` can write them again from it alone.
 //! Its part `measured` holds all that differs between two runs over the same input; the rest may be compared as text.
 
+mod findings;
 pub mod html;
 mod markdown;
 mod table;

@@ -34,6 +34,22 @@ impl Table {
         Table { header, rows: rows.collect() }
     }
 
+    /// The ends of the intervals of the same measures; a row for each metric that has any.
+    pub fn of_intervals(metrics: &[MetricEvaluation], ks: &[usize]) -> Table {
+        let mut header = vec!["metric".to_owned()];
+        header.extend(columns(ks).iter().map(Measure::to_string));
+        let rows = metrics.iter().filter_map(|metric| {
+            let intervals = metric.intervals.as_ref()?;
+            let cells = columns(ks).into_iter().map(|column| {
+                intervals
+                    .interval(column)
+                    .map_or("-".to_owned(), |interval| format!("{:.3} to {:.3}", interval.low, interval.high))
+            });
+            Some(std::iter::once(metric.metric.name().to_owned()).chain(cells).collect())
+        });
+        Table { header, rows: rows.collect() }
+    }
+
     /// GitHub's Markdown. Cells must be escaped already.
     pub fn markdown(&self) -> String {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));

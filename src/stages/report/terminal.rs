@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::markdown::verdict;
+use super::findings::{leakage, verdict};
 use super::table::Table;
 use super::{Exporter, RunReport};
 
@@ -33,6 +33,16 @@ impl Exporter for Terminal {
                     writeln!(out, "MAP, MAP@R, R-prec and MRR see the first {} hits only.", metric.depth)?;
                 }
                 writeln!(out, "{}", verdict(mode))?;
+                if let Some(found) = leakage(mode) {
+                    writeln!(out, "{found}")?;
+                }
+            }
+            if !evaluation.label_errors.is_empty() {
+                writeln!(
+                    out,
+                    "the same picture under different labels: {} times",
+                    evaluation.label_errors.len()
+                )?;
             }
         }
         if !report.gate.is_empty() {

@@ -1,0 +1,174 @@
+//! What the figures allow to say, and no more: the sentences and tables that all forms of the report share.
+//!
+//! Cells and sentences hold text from outside as it is; each form escapes it in its own way.
+
+use super::table::{Table, decimal};
+use crate::metric::Metric;
+use crate::stages::evaluate::{
+    Adjusted, Comparison, FEW_QUERIES, Interval, LabelError, Measure, MetricEvaluation, ModeEvaluation,
+    WithLeakage,
+};
+
+/// The verdict of one mode in a sentence or two.
+pub fn verdict(mode: &ModeEvaluation) -> String {
+    let n = mode.queries.evaluated;
+    let Some((best, map)) = best(mode) else {
+        return "No query could be evaluated: none has both a label and a picture of that label in the gallery.".to_owned();
+    };
+    if mode.is_too_small() {
+        return format!("Too few queries for a verdict: n = {n}, at least {FEW_QUERIES} are needed.");
+    }
+    let group = mode.same_ranking.iter().find(|group| group.metrics.contains(&best.metric));
+    let metrics = group.map_or(vec![best.metric], |group| group.metrics.clone());
+    let interval = best.intervals.as_ref().and_then(|intervals| intervals.interval(Measure::Ap));
+    let interval = interval.map_or(String::new(), |interval| format!(", 95 % {}", range(interval)));
+    let head = match metrics.as_slice() {
+        [one] => format!("{one} has the highest MAP, {} (n = {n}{interval})", decimal(map)),
+        several => {
+            format!(
+                "{} rank alike and have the highest MAP, {} (n = {n}{interval})",
+                names(several),
+                decimal(map)
+            )
+        }
+    };
+    // Of metrics that rank alike the first one was compared.
+    let stands_for = metrics.first().map_or("", |metric| metric.name());
+    let compared = mode.comparisons.iter().filter(|comparison| comparison.measure == Measure::Ap.to_string());
+    let (beyond, within): (Vec<&Comparison>, Vec<&Comparison>) = compared
+        .filter(|comparison| comparison.a == stands_for)
+        .partition(|comparison| comparison.beyond_noise);
+    let list = |comparisons: &[&Comparison]| {
+        let each = comparisons.iter().map(|comparison| {
+            let by = format!("by {}, {}", decimal(comparison.difference), chance(comparison.p_holm));
+            format!("{} ({by})", comparison.b)
+        });
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let mut sentences = vec![head];
+    if !beyond.is_empty() {
+        sentences.push(format!("better beyond noise than {}", list(&beyond)));
+    }
+    if !within.is_empty() {
+        sentences.push(format!("not told apart from {}", list(&within)));
+    }
+    format!("{}.", sentences.join("; "))
+}
+
+/// The metric with the greatest MAP, the first of equals.
+pub fn best(mode: &ModeEvaluation) -> Option<(&MetricEvaluation, f64)> {
+    let greater = |a: (_, f64), b: (_, f64)| if b.1 > a.1 { b } else { a };
+    mode.metrics.iter().filter_map(|metric| Some((metric, metric.micro.as_ref()?.ap))).reduce(greater)
+}
+
+fn names(metrics: &[Metric]) -> String {
+    metrics.iter().map(|metric| metric.name()).collect::<Vec<_>>().join(", ")
+}
+
+/// `0.3051 to 0.3802`
+pub fn range(interval: Interval) -> String {
+    format!("{} to {}", decimal(interval.low), decimal(interval.high))
+}
+
+/// `p = 0.012`
+pub fn chance(p: f64) -> String {
+    if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {p:.3}") }
+}
+
+/// Metrics against each other.
+pub fn comparisons(comparisons: &[Comparison]) -> Table {
+    let mut table = Table::new(&[
+        "compared",
+        "measure",
+        "difference",
+        "95 %",
+        "won, tied, lost",
+        "p (Holm)",
+        "beyond noise",
+    ]);
+    for comparison in comparisons {
+        table.rows.push(vec![
+            format!("{} > {}", comparison.a, comparison.b),
+            comparison.measure.clone(),
+            decimal(comparison.difference),
+            comparison.interval.map_or("-".to_owned(), range),
+            format!("{}, {}, {}", comparison.wins, comparison.ties, comparison.losses),
+            chance(comparison.p_holm).trim_start_matches("p ").trim_start_matches("= ").to_owned(),
+            if comparison.beyond_noise { "yes" } else { "no" }.to_owned(),
+        ]);
+    }
+    table
+}
+
+/// What is in the gallery and among the queries; nothing where nothing is.
+pub fn leakage(mode: &ModeEvaluation) -> Option<String> {
+    let kinds: Vec<String> = mode
+        .leakage
+        .kinds
+        .iter()
+        .map(|kind| {
+            format!("{}: {} queries, {} gallery pictures", kind.kind.name(), kind.queries, kind.gallery)
+        })
+        .collect();
+    let contrary = mode.leakage.pairs.iter().filter(|pair| pair.labels_differ).count();
+    let contrary = if contrary > 0 {
+        format!(" {contrary} of the listed pairs have different labels.")
+    } else {
+        String::new()
+    };
+    (!kinds.is_empty())
+        .then(|| format!("In the gallery and among the queries: {}.{contrary}", kinds.join("; ")))
+}
+
+/// MAP and P@k with and without what leaked.
+pub fn with_and_without(mode: &ModeEvaluation, least_k: usize) -> Table {
+    let measures = [Measure::Ap, Measure::Precision(least_k)];
+    let mut header = vec!["metric".to_owned()];
+    for measure in measures {
+        header.extend(
+            ["all pictures", "as reported", "without copies", "without near duplicates"]
+                .map(|what| format!("{measure}, {what}")),
+        );
+    }
+    let mut table = Table { header, rows: Vec::new() };
+    for metric in &mode.metrics {
+        let Some(WithLeakage { all, without_copies, without_near }) = &metric.leakage else { continue };
+        let mut row = vec![metric.metric.name().to_owned()];
+        for measure in measures {
+            let of = |adjusted: &Adjusted| adjusted.micro.as_ref().and_then(|micro| measure.of(micro));
+            let reported = metric.micro.as_ref().and_then(|micro| measure.of(micro));
+            let cells = [of(all), reported, of(without_copies), of(without_near)];
+            row.extend(cells.map(|value| value.map_or("-".to_owned(), decimal)));
+        }
+        table.rows.push(row);
+    }
+    table
+}
+
+/// The best threshold of each metric; rows only where there is a right hit.
+pub fn thresholds(mode: &ModeEvaluation) -> Table {
+    let mut table = Table::new(&["metric", "threshold", "95 %", "precision", "recall", "F1", "F1, 95 %"]);
+    for metric in &mode.metrics {
+        let Some(best) = &metric.thresholds.best else { continue };
+        table.rows.push(vec![
+            metric.metric.name().to_owned(),
+            decimal(f64::from(best.point.threshold)),
+            range(best.threshold_interval),
+            decimal(best.point.precision),
+            decimal(best.point.recall),
+            decimal(best.point.f1),
+            range(best.f1_interval),
+        ]);
+    }
+    table
+}
+
+/// One sentence for one picture under several labels.
+pub fn label_error(error: &LabelError) -> String {
+    format!(
+        "{} have the {}, labelled {}",
+        error.pictures.join(", "),
+        error.kind.name(),
+        error.labels.join(", ")
+    )
+}
