@@ -43,6 +43,9 @@ pub enum Command {
     Evaluate(Pipeline),
     /// Measures → Markdown and the table on the terminal
     Report(Pipeline),
+    /// Keep the measures of the last run, for later runs to be held against
+    #[command(subcommand)]
+    Baseline(Baseline),
     /// Find pictures like this one
     Search(Search),
     /// Ask the tables `features`, `failures` and `per_query`
@@ -73,6 +76,12 @@ pub struct Pipeline {
     pub pipeline: PathBuf,
     #[command(flatten)]
     pub overrides: Overrides,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Baseline {
+    /// Write the last evaluation's measures, query by query, to the baseline file; commit it
+    Set(Pipeline),
 }
 
 #[derive(Debug, Args)]

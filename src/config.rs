@@ -18,6 +18,7 @@ use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
 use crate::stages::decode::{DEFAULT_MAX_PIXELS, Exif};
 use crate::stages::evaluate::Mode;
+use crate::stages::baseline::BaselineRule;
 use crate::stages::gate::{Gate, Minimum, Quantity};
 use crate::stages::scan::{LabelRule, is_manifest};
 
@@ -52,6 +53,7 @@ struct PipelineFile {
     evaluate: EvaluateFile,
     #[serde(default)]
     gate: GateFile,
+    baseline: Option<BaselineFile>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,6 +159,29 @@ impl GateFile {
     }
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BaselineFile {
+    file: Option<PathBuf>,
+    max_drop: Option<f64>,
+    max_class_drop: Option<f64>,
+}
+
+impl BaselineFile {
+    /// On an error the key at fault, and why.
+    fn finish(self, default: PathBuf) -> Result<BaselineRule, (&'static str, String)> {
+        let share = |key, value: Option<f64>, default: f64| match value.unwrap_or(default) {
+            share if (0.0..=1.0).contains(&share) => Ok(share),
+            other => Err((key, format!("{other} is not between 0 and 1"))),
+        };
+        Ok(BaselineRule {
+            file: self.file.unwrap_or(default),
+            max_drop: share("baseline.max_drop", self.max_drop, 0.01)?,
+            max_class_drop: share("baseline.max_class_drop", self.max_class_drop, 0.1)?,
+        })
+    }
+}
+
 /// How many pictures may fail before the run ends with exit code 3: a count (`20`) or a share (`"1%"`).
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
@@ -227,6 +252,12 @@ pub struct PipelineConfig {
     pub evaluate: Evaluate,
     /// `gate`: for each metric the least values of its measures, by the names that the report prints. Default: none.
     pub gate: Gate,
+    /// `baseline`: a run that this one is held against, query by query. `file` is what `imagedex baseline set` writes (default:
+    /// `<name>.baseline.json` beside the pipeline file); MAP and precision may fall by `max_drop` (default 0.01), the MAP of any
+    /// class by `max_class_drop` (default 0.1). Default: none, unless the section is there.
+    pub baseline: Option<BaselineRule>,
+    /// Where `imagedex baseline set` writes where there is no such section.
+    pub baseline_file: PathBuf,
 }
 
 /// What is read, and how bad files are treated.
@@ -265,6 +296,7 @@ const PATH_KEYS: [&str; 8] = [
     "model.card",
     "runtime.library",
     "features.table",
+    "baseline.file",
     "load.elasticsearch.ca",
 ];
 
@@ -388,6 +420,9 @@ impl PipelineFile {
         };
         let evaluate = Evaluate { metrics, ks, modes };
         let gate = self.gate.finish(&evaluate).map_err(|(key, reason)| value_error(&key, reason))?;
+        let baseline_file = folder.join(format!("{name}.baseline.json"));
+        let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
+        let baseline = baseline.map_err(|(key, reason)| value_error(key, reason))?;
         Ok(PipelineConfig {
             features: self.features.table.unwrap_or_else(|| work.join("features")),
             name,
@@ -415,6 +450,8 @@ impl PipelineFile {
             engine,
             evaluate,
             gate,
+            baseline_file: baseline.as_ref().map_or(baseline_file, |baseline| baseline.file.clone()),
+            baseline,
         })
     }
 }

@@ -21,6 +21,7 @@ use crate::lock::WorkLock;
 use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
 use crate::setup;
+use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule};
 use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
@@ -35,6 +36,7 @@ use crate::stats::{Books, StageStats};
 /// Pictures → feature table → engine → measures → gate → report → what users search.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
+    let baseline = run.baseline()?;
     let index = run.engine()?;
     let mut extracted = run.extract()?;
     if extracted.exit == Exit::Interrupted {
@@ -42,9 +44,10 @@ pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     }
     let mut loaded = extracted.stages.load(|| run.load(index))?;
     let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
-    let verdict = run.gate(&evaluations);
+    let (verdict, incomparable) = run.gate(&extracted, &evaluations, baseline.as_ref());
     extracted.exit = verdict.exit(extracted.exit);
     run.report(&extracted, &loaded, evaluations, &verdict)?;
+    incomparable.map_or(Ok(()), Err)?;
     run.promote(&extracted, &mut loaded)?;
     run.close(extracted)
 }
@@ -79,11 +82,13 @@ pub fn rollback(config: &PipelineConfig) -> anyhow::Result<Exit> {
 /// Engine → measures → gate → report, on what was extracted before.
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
+    let baseline = run.baseline()?;
     let mut extracted = run.last_extract()?;
     let loaded = extracted.stages.load(|| run.engine().and_then(|index| run.load(index)))?;
     let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
-    let verdict = run.gate(&evaluations);
+    let (verdict, incomparable) = run.gate(&extracted, &evaluations, baseline.as_ref());
     run.report(&extracted, &loaded, evaluations, &verdict)?;
+    incomparable.map_or(Ok(()), Err)?;
     Ok(verdict.exit(Exit::Done))
 }
 
@@ -97,6 +102,30 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
         return Err(UsageError(reason).into());
     }
     run.render(&RunReport::read(&path)?)?;
+    Ok(Exit::Done)
+}
+
+/// `summary.json` and `per_query.parquet` → the baseline file.
+pub fn set_baseline(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let run = Run::start(config)?;
+    let (summary, rows) = (run.report_dir().join("summary.json"), run.report_dir().join("per_query.parquet"));
+    for path in [&summary, &rows] {
+        if !path.is_file() {
+            let reason =
+                format!("{} is missing; run `imagedex run` or `imagedex evaluate` first", path.display());
+            return Err(UsageError(reason).into());
+        }
+    }
+    let rows = evaluate::read_per_query(&rows)
+        .map_err(|reason| anyhow::anyhow!("cannot read {}: {reason}; run `imagedex evaluate` again", rows.display()))?;
+    let baseline = Baseline::of(&RunReport::read(&summary)?, &rows)?;
+    baseline.write(&config.baseline_file)?;
+    let queries: usize = baseline.queries.values().map(Vec::len).sum();
+    let file = config.baseline_file.display();
+    say(format!("{file}: {queries} queries, {} ways to search; commit it\n", baseline.cells.len()).as_bytes())?;
+    if config.baseline.is_none() {
+        tracing::info!("runs are held against it once the pipeline file has a section [baseline]");
+    }
     Ok(Exit::Done)
 }
 
@@ -482,8 +511,27 @@ impl<'a> Run<'a> {
     }
 
     /// Whether the measures are good enough for the index to be used.
-    pub fn gate(&self, evaluations: &[Evaluation]) -> Verdict {
-        self.config.gate.judge(evaluations)
+    ///
+    /// A run that cannot be held against its baseline has a report, and then ends with that error.
+    fn gate(
+        &self,
+        extracted: &Extracted,
+        evaluations: &[Evaluation],
+        baseline: Option<&Baseline>,
+    ) -> (Verdict, Option<BaselineError>) {
+        let mut verdict = self.config.gate.judge(evaluations);
+        let (Some(rule), Some(baseline)) = (&self.config.baseline, baseline) else { return (verdict, None) };
+        let fingerprint = extracted.provenance["fingerprint"].as_str().unwrap_or_default();
+        match rule.judge(baseline, fingerprint, evaluations) {
+            Ok(checks) => verdict.checks.extend(checks),
+            Err(error) => return (verdict, Some(error)),
+        }
+        (verdict, None)
+    }
+
+    /// The baseline, read before any work: a missing one is known at once.
+    fn baseline(&self) -> anyhow::Result<Option<Baseline>> {
+        Ok(self.config.baseline.as_ref().map(|rule| Baseline::read(&rule.file)).transpose()?)
     }
 
     /// Puts what was loaded in the place of what users search, unless the run found a reason not to.

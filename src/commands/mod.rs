@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::Context;
 use clap::CommandFactory;
 
-use crate::cli::{Cli, Command, Pipeline};
+use crate::cli::{Baseline, Cli, Command, Pipeline};
 use crate::config::PipelineConfig;
 use crate::exit::Exit;
 use crate::pipeline;
@@ -24,6 +24,7 @@ pub fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Load(args) => pipeline::load(&config(&args.pipeline)?),
         Command::Evaluate(args) => pipeline::evaluate(&config(&args)?),
         Command::Report(args) => pipeline::report(&config(&args)?),
+        Command::Baseline(Baseline::Set(args)) => pipeline::set_baseline(&config(&args)?),
         Command::Doctor(args) => pipeline::doctor(&config(&args)?),
         Command::Search(args) => search::search(&args),
         Command::Sql(args) => search::sql(&args),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 use crate::metric::Metric;
-use crate::stages::evaluate::{EngineRecall, Evaluation, Measure, MetricEvaluation, Mode};
+use crate::stages::evaluate::{Comparison, EngineRecall, Evaluation, Measure, MetricEvaluation, Mode};
 
 /// How far below its minimum a value may stay: a mean over 49 queries, each 1, is 0.9999999999999999.
 const ROUNDING: f64 = 1e-9;
@@ -143,6 +143,7 @@ impl Minimum {
             minimum: self.at_least,
             found,
             passed: found.is_some_and(|found| found >= self.at_least - ROUNDING),
+            fall: None,
         }
     }
 
@@ -156,6 +157,7 @@ impl Minimum {
             minimum: self.at_least,
             found: None,
             passed: false,
+            fall: None,
         }
     }
 }
@@ -177,6 +179,7 @@ fn inexact(
         minimum: 1.0,
         found: Some(found),
         passed: false,
+        fall: None,
     })
 }
 
@@ -188,6 +191,22 @@ pub enum Rule {
     Minimum,
     /// An engine that says it is exact must return the nearest pictures. Always on.
     ExactEngine,
+    /// Queries must do about as well as in the baseline.
+    Baseline,
+}
+
+/// What a check against a baseline compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fall {
+    /// The baseline's mean.
+    pub from: f64,
+    /// How far below it this run's may be.
+    pub tolerated: f64,
+    /// The class whose queries these are; nothing where they are all of them.
+    pub class: Option<String>,
+    pub queries: usize,
+    /// Query by query; nothing of a single class, whose queries are too few.
+    pub comparison: Option<Comparison>,
 }
 
 /// One value held against one minimum.
@@ -205,6 +224,9 @@ pub struct Check {
     /// Nothing where it could not be measured, which is a failure.
     pub found: Option<f64>,
     pub passed: bool,
+    /// Only of checks against a baseline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fall: Option<Fall>,
 }
 
 impl Check {
@@ -229,13 +251,31 @@ impl fmt::Display for Check {
             write!(f, "{} ", mode.name())?;
         }
         let found = self.found_text();
+        if let Some(fall) = &self.fall {
+            let of_class = fall.class.as_ref().map_or(String::new(), |class| format!(" of class {class}"));
+            let (from, tolerated) = (format!("{:.4}", fall.from), fall.tolerated);
+            return match self.passed {
+                true => write!(f, "{metric} {measure}{of_class} {found} is within {tolerated} of the baseline's {from}"),
+                false => {
+                    write!(f, "{metric} {measure}{of_class} fell from the baseline's {from} to {found}, by more than {tolerated}")?;
+                    match &fall.comparison {
+                        Some(Comparison { interval: Some(interval), p, .. }) => write!(
+                            f,
+                            " (95 % of the fall {:.4} to {:.4}, p = {p:.3}, {} queries)",
+                            interval.low, interval.high, fall.queries
+                        ),
+                        _ => write!(f, " ({} queries)", fall.queries),
+                    }
+                }
+            };
+        }
         match self.rule {
             _ if self.found.is_none() => {
                 write!(f, "{metric} {measure} was not measured: no query could be evaluated")
             }
             Rule::ExactEngine => write!(f, "says it is exact, but its {metric} {measure} is {found}"),
-            Rule::Minimum if self.passed => write!(f, "{metric} {measure} {found} is at least {minimum}"),
-            Rule::Minimum => write!(f, "{metric} {measure} {found} is below {minimum}"),
+            Rule::Minimum | Rule::Baseline if self.passed => write!(f, "{metric} {measure} {found} is at least {minimum}"),
+            Rule::Minimum | Rule::Baseline => write!(f, "{metric} {measure} {found} is below {minimum}"),
         }
     }
 }
@@ -332,6 +372,7 @@ mod tests {
             space: Space::Stored,
             ks: vec![1],
             gallery: GalleryFacts { pictures: 2, labelled: 2, classes: 1, dim: 2 },
+            pictures: Default::default(),
             unsupported: Vec::new(),
             label_errors: Vec::new(),
             modes: modes.collect(),

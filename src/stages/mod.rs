@@ -1,5 +1,6 @@
 //! One file per arrow of the picture in the crate's docs; each opens with the type that it produces.
 
+pub mod baseline;
 pub mod decode;
 pub mod embed;
 pub mod evaluate;

@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::engines::{EngineError, Hit, Query, Searcher};
 use crate::metric::Metric;
@@ -32,7 +33,7 @@ use crate::stages::embed::EmbeddingBatch;
 pub use intervals::{Interval, MeasureIntervals, bootstrap, wilson};
 pub use leakage::{LabelError, Leakage, LeakedKind, NEAR_BITS, NEAR_COSINE, Sameness, TwinPair};
 pub use measures::{AtK, Bounds, Measure, Measures, TieAtK};
-pub use paired::{Comparison, Contender, SIGNIFICANT, all_pairs, compare};
+pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, compare};
 pub use per_query::{PerQuery, QueryState, write_per_query};
 pub use ranking::SameRanking;
 pub use resample::{DRAWS, Table};
@@ -187,6 +188,7 @@ pub struct Evaluation {
     /// Cut-offs, ascending.
     pub ks: Vec<usize>,
     pub gallery: GalleryFacts,
+    pub pictures: PictureHashes,
     /// Metrics asked for that the engine does not have.
     pub unsupported: Vec<Metric>,
     /// Pictures, queries among them, that are equal and labelled differently.
@@ -198,6 +200,14 @@ pub struct Evaluation {
     /// One row for each mode, metric and query.
     #[serde(skip)]
     pub per_query: Vec<PerQuery>,
+}
+
+/// Which pictures these were: two evaluations with the same hashes had the same pictures and labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PictureHashes {
+    /// Hex SHA-256 over the id, the bytes' SHA-256 and the label of each picture, by id.
+    pub gallery: String,
+    pub queries: String,
 }
 
 /// What was searched in.
@@ -384,6 +394,7 @@ pub fn evaluate(
             dim: gallery.batch.dim,
         },
         ks,
+        pictures: PictureHashes { gallery: hash_of(gallery.batch), queries: hash_of(queries) },
         unsupported,
         label_errors: leakage::label_errors(&[gallery.batch, queries]),
         modes: Vec::new(),
@@ -412,6 +423,22 @@ pub fn evaluate(
         }
     }
     Ok(evaluation)
+}
+
+fn hash_of(batch: &EmbeddingBatch) -> String {
+    let mut pictures: Vec<[&str; 3]> = batch
+        .pictures
+        .iter()
+        .map(|picture| [&*picture.id, &*picture.sha256, picture.label.as_deref().unwrap_or_default()])
+        .collect();
+    pictures.sort_unstable();
+    let mut hash = Sha256::new();
+    for text in pictures.iter().flatten() {
+        // Its length before each text: no two lists run together alike.
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text);
+    }
+    hex::encode(hash.finalize())
 }
 
 fn cut_offs(options: &EvaluateOptions) -> Result<Vec<usize>, EvaluateError> {

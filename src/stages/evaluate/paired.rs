@@ -45,6 +45,13 @@ pub struct Contender<'a> {
     pub queries: &'a [&'a Measures],
 }
 
+/// The values of two ways to search, query by query.
+pub struct Pair<'a> {
+    pub a: &'a str,
+    pub b: &'a str,
+    pub values: Vec<(f64, f64)>,
+}
+
 /// Each pair of the contenders by each measure.
 pub fn all_pairs(contenders: &[Contender], measures: &[Measure]) -> Vec<Comparison> {
     let pairs: Vec<(&Contender, &Contender)> = contenders
@@ -52,18 +59,24 @@ pub fn all_pairs(contenders: &[Contender], measures: &[Measure]) -> Vec<Comparis
         .enumerate()
         .flat_map(|(i, a)| contenders[i + 1..].iter().map(move |b| (a, b)))
         .collect();
-    measures.iter().flat_map(|&measure| compare(&pairs, measure)).collect()
+    let by = |measure: &Measure| {
+        let value = |queries: &Measures| measure.of(queries).unwrap_or(0.0);
+        let pair = |(a, b): &(&Contender, &Contender)| -> Vec<(f64, f64)> {
+            a.queries.iter().zip(b.queries).map(|(a, b)| (value(a), value(b))).collect()
+        };
+        let pairs: Vec<Pair> =
+            pairs.iter().map(|both| Pair { a: both.0.name, b: both.1.name, values: pair(both) }).collect();
+        compare(&pairs, &measure.to_string())
+    };
+    measures.iter().flat_map(by).collect()
 }
 
-/// The pairs by one measure.
-pub fn compare(pairs: &[(&Contender, &Contender)], measure: Measure) -> Vec<Comparison> {
-    let value = |queries: &[&Measures], i: usize| {
-        queries.get(i).and_then(|measures| measure.of(measures)).unwrap_or(0.0)
-    };
-    let n = pairs.first().map_or(0, |(a, _)| a.queries.len());
-    let rows: Vec<Vec<f64>> = (0..n)
-        .map(|i| pairs.iter().map(|(a, b)| rounded(value(a.queries, i) - value(b.queries, i))).collect())
-        .collect();
+/// The pairs by one measure; all over the same queries.
+pub fn compare(pairs: &[Pair], measure: &str) -> Vec<Comparison> {
+    let n = pairs.iter().map(|pair| pair.values.len()).min().unwrap_or(0);
+    let difference = |pair: &Pair, i: usize| rounded(pair.values[i].0 - pair.values[i].1);
+    let rows: Vec<Vec<f64>> =
+        (0..n).map(|i| pairs.iter().map(|pair| difference(pair, i)).collect()).collect();
     let table = Table::new(rows.iter().map(Vec::as_slice));
     if table.len() == 0 {
         return Vec::new();
@@ -73,7 +86,7 @@ pub fn compare(pairs: &[(&Contender, &Contender)], measure: Measure) -> Vec<Comp
     let mut comparisons: Vec<Comparison> = pairs
         .iter()
         .enumerate()
-        .map(|(column, (a, b))| {
+        .map(|(column, pair)| {
             let difference = table.column(column).sum::<f64>() / n as f64;
             let count = |is: fn(f64) -> bool| table.column(column).filter(|d| is(*d)).count();
             let (wins, losses) = (count(|d| d > 0.0), count(|d| d < 0.0));
@@ -83,9 +96,9 @@ pub fn compare(pairs: &[(&Contender, &Contender)], measure: Measure) -> Vec<Comp
                 drawn_p(difference, &flipped[column])
             };
             let comparison = Comparison {
-                a: a.name.to_owned(),
-                b: b.name.to_owned(),
-                measure: measure.to_string(),
+                a: pair.a.to_owned(),
+                b: pair.b.to_owned(),
+                measure: measure.to_owned(),
                 difference,
                 interval: intervals.as_ref().map(|intervals| intervals[column]),
                 wins,

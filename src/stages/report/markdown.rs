@@ -62,11 +62,14 @@ fn write_gate(gate: &Verdict, out: &mut dyn Write) -> io::Result<()> {
         let rule = match check.rule {
             Rule::Minimum => "",
             Rule::ExactEngine => " (built in)",
+            Rule::Baseline => " (baseline)",
         };
+        let class = check.fall.as_ref().and_then(|fall| fall.class.as_ref());
+        let class = class.map_or(String::new(), |class| format!(" of class {class}"));
         table.rows.push(vec![
-            escape(&format!("{engine}, {mode}: {} {}{rule}", check.metric, check.measure)),
+            escape(&format!("{engine}, {mode}: {} {}{class}{rule}", check.metric, check.measure)),
             check.found_text(),
-            check.minimum.to_string(),
+            if check.fall.is_some() { decimal(check.minimum) } else { check.minimum.to_string() },
             if check.passed { "yes" } else { "**no**" }.to_owned(),
         ]);
     }
