@@ -41,7 +41,7 @@ pub enum Command {
     Load(Load),
     /// Queries against the engine → measures
     Evaluate(Pipeline),
-    /// Measures → Markdown and the table on the terminal
+    /// Measures → Markdown, the HTML page and the table on the terminal
     Report(Pipeline),
     /// Find pictures like this one
     Search(Search),

@@ -87,7 +87,7 @@ pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     Ok(verdict.exit(Exit::Done))
 }
 
-/// `summary.json` → Markdown and the table on the terminal.
+/// `summary.json` and `per_query.parquet` → Markdown, the HTML page and the table on the terminal.
 pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let path = run.report_dir().join("summary.json");
@@ -96,7 +96,8 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
             format!("{} is missing; run `imagedex evaluate` or `imagedex run` first", path.display());
         return Err(UsageError(reason).into());
     }
-    run.render(&RunReport::read(&path)?)?;
+    let per_query = run.report_dir().join("per_query.parquet");
+    run.render(&RunReport::read(&path)?.with_queries(&per_query))?;
     Ok(Exit::Done)
 }
 
@@ -277,6 +278,13 @@ impl<'a> Run<'a> {
             batch: spec.batch,
             threads: self.config.threads,
         }
+    }
+
+    /// Where the pictures are that a report shows.
+    fn pictures(&self) -> report::Pictures<'_> {
+        let input = &self.config.input;
+        let queries = input.queries.as_deref();
+        report::Pictures { gallery: &input.gallery, queries, max_pixels: input.max_pixels }
     }
 
     fn open_store(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
@@ -525,9 +533,11 @@ impl<'a> Run<'a> {
     fn render(&self, report: &RunReport) -> anyhow::Result<()> {
         let markdown = self.report_dir().join("report.md");
         report::export(report, &report::Markdown, &markdown)?;
+        let page = self.report_dir().join("report.html");
+        report::export(report, &report::Html { pictures: self.pictures() }, &page)?;
         let mut text = Vec::new();
         report::Terminal.write(report, &mut text)?;
-        text.extend(format!("report: {}\n", markdown.display()).into_bytes());
+        text.extend(format!("report: {}\nreport: {}\n", markdown.display(), page.display()).into_bytes());
         say(&text)
     }
 
