@@ -12,6 +12,7 @@ mod es_proxy;
 mod evaluation;
 mod gate;
 mod golden_features;
+mod html;
 mod models;
 mod parity;
 mod quickstart;

@@ -14,13 +14,17 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::super::table::{Table, decimal};
 use super::{escape, harmless, table};
 
-/// Width of a drawing in its own units; the page shows it at about half of that, so text of 26 units is 13 pixels high.
-const WIDTH: u32 = 960;
-const TEXT: f64 = 26.0 * 1.24;
+/// Width of a drawing in its own units. The page shows it at about half of that, down to 320 pixels on a phone, where text
+/// of 24 units is 10 pixels high.
+const WIDTH: u32 = 760;
+/// `plotters` divides sizes of text by 1.24.
+const TEXT: f64 = 24.0 * 1.24;
 /// Height of one bar with its label.
-const ROW: u32 = 40;
-/// Characters of a label that a chart has room for. The table of its figures shows it in whole.
-const LABEL: usize = 20;
+const ROW: u32 = 38;
+/// Width of the labels at the left of a chart.
+const LABELS: i32 = 256;
+/// Characters of a label that there is room for. The table of its figures shows it in whole.
+const LABEL: usize = 19;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<io::Error>>;
@@ -183,9 +187,10 @@ fn plot<'a, 'b>(area: &'a Area<'b>, axes: &Axes) -> Result<Chart<'a, 'b>, Drawin
     let range = |(low, high): (f64, f64)| low..if high > low { high } else { low + 1.0 };
     let mut chart = ChartBuilder::on(area)
         .margin(8)
+        .margin_top(20)
         .margin_right(30)
-        .x_label_area_size(84)
-        .y_label_area_size(112)
+        .x_label_area_size(78)
+        .y_label_area_size(104)
         .build_cartesian_2d(range(axes.x_range), range(axes.y_range))?;
     let (x_digits, y_digits) = (axes.x_digits, axes.y_digits);
     chart
@@ -208,7 +213,7 @@ fn plot<'a, 'b>(area: &'a Area<'b>, axes: &Axes) -> Result<Chart<'a, 'b>, Drawin
 pub fn curves(axes: &Axes, curves: &[Curve]) -> String {
     /// More points than this are a line.
     const DOTS: usize = 12;
-    svg(600, |area| {
+    svg(500, |area| {
         let mut chart = plot(area, axes)?;
         for Curve { ink, points, .. } in curves {
             chart.draw_series(LineSeries::new(points.iter().copied(), line(*ink, 5)))?;
@@ -223,7 +228,7 @@ pub fn curves(axes: &Axes, curves: &[Curve]) -> String {
 
 /// How many values of two kinds fall between each edge and the next, with a line at `threshold`.
 pub fn histograms(axes: &Axes, edges: &[f64], kinds: &[(Ink, Vec<usize>)], threshold: Option<f64>) -> String {
-    svg(520, |area| {
+    svg(440, |area| {
         let mut chart = plot(area, axes)?;
         for (ink, counts) in kinds {
             let bins = || edges.windows(2).zip(counts).map(|(edge, &count)| (edge[0], edge[1], count as f64));
@@ -245,8 +250,8 @@ pub fn histograms(axes: &Axes, edges: &[f64], kinds: &[(Ink, Vec<usize>)], thres
 
 /// A bar for each of `rows`, labelled, from 0 to a value that is at most 1.
 pub fn bars(rows: &[(String, f64)]) -> String {
-    const LEFT: i32 = 320;
-    const RIGHT: i32 = WIDTH as i32 - 110;
+    const LEFT: i32 = LABELS;
+    const RIGHT: i32 = WIDTH as i32 - 96;
     svg(rows.len() as u32 * ROW + 8, |area| {
         for ((label, value), row) in rows.iter().zip(0..) {
             let (top, end) = (4 + row * ROW as i32, LEFT + (value * f64::from(RIGHT - LEFT)).round() as i32);
@@ -265,8 +270,8 @@ pub fn bars(rows: &[(String, f64)]) -> String {
 
 /// How long searches take: for each of `rows` a label and ascending times in milliseconds, on a logarithmic axis.
 pub fn times(rows: &[(String, [f64; 3])]) -> String {
-    const LEFT: i32 = 320;
-    const RIGHT: i32 = WIDTH as i32 - 40;
+    const LEFT: i32 = LABELS;
+    const RIGHT: i32 = WIDTH as i32 - 44;
     let all = || rows.iter().flat_map(|(_, times)| times).copied().filter(|time| *time > 0.0);
     let low = all().fold(f64::INFINITY, f64::min).log10().floor();
     let high = all().fold(0.0, f64::max).log10().ceil().max(low + 1.0);
@@ -305,7 +310,7 @@ pub fn matrix(labels: &[String], counts: &[Vec<usize>]) -> String {
     const NAMED: usize = 32;
     const NUMBERED: usize = 14;
     let n = labels.len().max(1) as i32;
-    let left = if labels.len() <= NAMED { 330 } else { 8 };
+    let left = if labels.len() <= NAMED { LABELS + 24 } else { 8 };
     let top = if labels.len() <= NAMED { 40 } else { 8 };
     let cell = (WIDTH as i32 - left - 8) / n;
     svg((top + n * cell + 8) as u32, |area| {

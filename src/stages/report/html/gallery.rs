@@ -126,8 +126,16 @@ impl<'a, 'p> Gallery<'a, 'p> {
             escape(&self.chosen),
             self.hits
         );
+        // Writing to a string cannot fail.
+        if thumbnails.side > 0 {
+            let _ = write!(html, " Pictures are shown with at most {} pixels a side.", thumbnails.side);
+        }
         if thumbnails.missing > 0 {
-            let _ = write!(html, " {} pictures could not be read again and are blank.", thumbnails.missing);
+            let _ = write!(
+                html,
+                " Pictures that could not be read again, and are blank: {}.",
+                thumbnails.missing
+            );
         }
         html += "</p>\n<div class=\"gallery\">\n";
         html += &self.filters(&classes);

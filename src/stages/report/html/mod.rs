@@ -163,7 +163,7 @@ fn table(table: &Table, caption: &str) -> String {
     let caption = escape(caption);
     let cell = |cell: &String| from_markdown(cell);
     let mut html = format!(
-        "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{caption}\"><table>\n\
+        "<div class=\"scroll\" role=\"group\" tabindex=\"0\" aria-label=\"{caption}\"><table>\n\
          <caption>{caption}</caption>\n<thead><tr>"
     );
     html.extend(table.header.iter().map(|name| format!("<th scope=\"col\">{}</th>", cell(name))));

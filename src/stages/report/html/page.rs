@@ -146,6 +146,7 @@ fn page(report: &RunReport, pictures: &Pictures) -> String {
         let about = (panels.len() > 1).then(|| panel.name());
         let parts = [
             ("results", "Results", results(panel)),
+            ("notes", "Notes", notes(panel)),
             ("curves", "Recall at k", curves(panel)),
             ("classes", "Classes", classes(panel)),
             ("confusion", "Mistaken classes", confusion(panel)),
@@ -216,7 +217,7 @@ fn navigation(sections: &[Section]) -> String {
     html + "</ul>\n</nav>\n"
 }
 
-/// The table of measures, and what must be known to read it.
+/// The table of measures.
 fn results(panel: &Panel) -> String {
     let (evaluation, mode) = (panel.evaluation, panel.mode);
     let n = mode.queries.evaluated;
@@ -226,13 +227,6 @@ fn results(panel: &Panel) -> String {
         html += &table(&micro, &format!("Mean over queries (n = {n})"));
     }
     html += &format!("<p>{}</p>\n", from_markdown(&markdown::setting(evaluation, mode)));
-    let notes: String = markdown::notes(evaluation, mode)
-        .iter()
-        .map(|note| format!("<li>{}</li>\n", from_markdown(note)))
-        .collect();
-    if !notes.is_empty() {
-        html += &format!("<ul class=\"notes\">\n{notes}</ul>\n");
-    }
     let classes = mode.metrics.first().map_or(0, |metric| metric.classes.len());
     if classes > 1 {
         let by_class =
@@ -241,6 +235,16 @@ fn results(panel: &Panel) -> String {
         html += &format!("<details><summary>{caption}</summary>{}</details>\n", table(&by_class, &caption));
     }
     html
+}
+
+/// What must be known to read the figures.
+fn notes(panel: &Panel) -> String {
+    let notes = markdown::notes(panel.evaluation, panel.mode);
+    if notes.is_empty() {
+        return String::new();
+    }
+    let notes: String = notes.iter().map(|note| format!("<li>{}</li>\n", from_markdown(note))).collect();
+    format!("<ul class=\"notes\">\n{notes}</ul>\n")
 }
 
 fn books(report: &RunReport) -> String {
@@ -347,10 +351,10 @@ impl Curves {
     }
 }
 
-/// The least of 1, 2, 2.5, 5 times a power of ten that is not below `value`.
+/// The least round number that is not below `value`: where an axis ends.
 fn ceiling_of(value: f64) -> f64 {
     let power = 10f64.powf(value.max(1e-9).log10().floor());
-    let steps = [1.0, 2.0, 2.5, 5.0, 10.0].map(|step| step * power);
+    let steps = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0].map(|step| step * power);
     steps.into_iter().find(|step| *step >= value * 0.999_999).unwrap_or(value)
 }
 
@@ -415,9 +419,10 @@ fn confusion(panel: &Panel) -> String {
         return String::new();
     }
     let mistakes = confusion.mistakes();
-    let mut figures = Table::new(&["query's class", "first hit's class", "queries"]);
+    let mut figures = Table::new(&["class of the query, of its first hit", "queries"]);
     for (query, hit, count) in mistakes.iter().take(PAIRS) {
-        figures.rows.push(vec![markdown::escape(query), markdown::escape(hit), count.to_string()]);
+        let pair = format!("{query}, taken for {hit}");
+        figures.rows.push(vec![markdown::escape(&pair), count.to_string()]);
     }
     let caption = match mistakes.len() {
         0 => return format!("<p>The first hit of every query is of its class, by {metric}.</p>\n"),
@@ -440,7 +445,7 @@ fn confusion(panel: &Panel) -> String {
             "A row for each query's class, a column for its first hit's, by {metric}. The diagonal is right."
         ),
         svg: charts::matrix(&confusion.classes, &confusion.counts),
-        legend: vec![(Ink::Right, "right".to_owned()), (Ink::Wrong, "wrong".to_owned())],
+        legend: Vec::new(),
         figures: cells,
     };
     format!(

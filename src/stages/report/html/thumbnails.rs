@@ -85,7 +85,10 @@ impl<'a> Thumbnails<'a> {
         let missing = read.iter().filter(|picture| picture.is_none()).count();
         let (names, mut images): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
         let place = names.into_iter().zip(0..).collect();
-        let longest = images.iter().map(|image| image.width().max(image.height())).max().unwrap_or(0);
+        if images.is_empty() {
+            return Thumbnails { missing, ..Thumbnails::default() };
+        }
+        let longest = images.iter().map(|image| image.width().max(image.height())).max().unwrap_or(1);
         let (mut side, mut css) = (0, String::new());
         for (rung, &(most, quality)) in RUNGS.iter().enumerate() {
             side = most.min(longest.next_multiple_of(16));
@@ -208,6 +211,6 @@ mod tests {
         );
         let there = thumbnails.element(wanted[1], "a cat");
         assert_eq!(there, "<i class=\"t s0 x0 y0\" role=\"img\" aria-label=\"a cat\"></i>");
-        assert!(Thumbnails::new(&[], &pictures, 0).css.len() < 1000);
+        assert!(Thumbnails::new(&[], &pictures, 0).css.is_empty());
     }
 }
