@@ -227,11 +227,12 @@ pub fn curves(axes: &Axes, curves: &[Curve]) -> String {
 }
 
 /// How many values of two kinds fall between each edge and the next, with a line at `threshold`.
-pub fn histograms(axes: &Axes, edges: &[f64], kinds: &[(Ink, Vec<usize>)], threshold: Option<f64>) -> String {
+pub fn histograms(axes: &Axes, edges: &[f64], kinds: &[(Ink, &[usize])], threshold: Option<f64>) -> String {
     svg(440, |area| {
         let mut chart = plot(area, axes)?;
         for (ink, counts) in kinds {
-            let bins = || edges.windows(2).zip(counts).map(|(edge, &count)| (edge[0], edge[1], count as f64));
+            let bins =
+                || edges.windows(2).zip(*counts).map(|(edge, &count)| (edge[0], edge[1], count as f64));
             let bars = bins().filter(|(.., count)| *count > 0.0).map(|(from, to, count)| {
                 Rectangle::new([(from, 0.0), (to, count)], color(*ink).mix(0.3).filled())
             });
@@ -305,7 +306,7 @@ pub fn times(rows: &[(String, [f64; 3])]) -> String {
 }
 
 /// A square of counts, darker where more of a row fall: which class was taken for which.
-pub fn matrix(labels: &[String], counts: &[Vec<usize>]) -> String {
+pub fn matrix(labels: &[&str], counts: &[Vec<usize>]) -> String {
     /// More classes than this have no room for their names, or for numbers in the cells.
     const NAMED: usize = 32;
     const NUMBERED: usize = 14;
@@ -352,4 +353,58 @@ fn row_label(area: &Area, label: &str, end: (i32, i32)) -> Drawn {
         _ => label.chars().take(LABEL - 1).chain(['…']).collect(),
     };
     area.draw(&Text::new(harmless(&cut), end, text(Ink::Text, HPos::Right, VPos::Center)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every kind of chart, with hostile labels where it has any.
+    fn all() -> Vec<String> {
+        let hostile = "</text><script>alert('1')</script>\u{202e}";
+        let axes =
+            Axes { x: "k", y: "hits", x_range: (1.0, 3.0), y_range: (0.0, 1.0), x_digits: 0, y_digits: 1 };
+        let points = vec![(1.0, 0.5), (2.0, 0.75), (3.0, 1.0)];
+        let lines: Vec<Curve> = (0..5)
+            .map(|n| Curve { name: "l1".to_owned(), ink: Ink::Series(n), points: points.clone() })
+            .collect();
+        vec![
+            curves(&axes, &lines),
+            histograms(&axes, &[1.0, 2.0, 3.0], &[(Ink::Right, &[1, 0]), (Ink::Wrong, &[0, 1])], Some(2.0)),
+            bars(&[(hostile.to_owned(), 0.5), ("b".to_owned(), 1.0)]),
+            times(&[(hostile.to_owned(), [0.1, 1.0, 30.0])]),
+            matrix(&[hostile, "b"], &[vec![1, 2], vec![0, 3]]),
+        ]
+    }
+
+    #[test]
+    fn colours_are_left_to_the_style() {
+        let style = include_str!("report.css");
+        for svg in all() {
+            assert!(!svg.contains('#') && !svg.contains("font-family"), "{svg}");
+            let classes = svg.split("class=\"").skip(1).filter_map(|rest| rest.split('"').next());
+            for class in classes {
+                assert!(style.contains(&format!(".{class}")), "the style lacks {class}");
+            }
+        }
+    }
+
+    #[test]
+    fn labels_stay_text() {
+        for svg in all() {
+            assert!(!svg.contains("<script") && !svg.contains('\u{202e}'), "{svg}");
+            assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());
+        }
+    }
+
+    #[test]
+    fn nothing_to_draw_is_no_panic() {
+        let axes = Axes { x: "k", y: "", x_range: (1.0, 1.0), y_range: (0.0, 0.0), x_digits: 0, y_digits: 0 };
+        for svg in
+            [curves(&axes, &[]), histograms(&axes, &[], &[], None), bars(&[]), times(&[]), matrix(&[], &[])]
+        {
+            assert!(svg.ends_with("</svg>"), "{svg}");
+        }
+        assert!(times(&[("all in no time".to_owned(), [0.0; 3])]).ends_with("</svg>"));
+    }
 }

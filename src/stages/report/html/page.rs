@@ -4,7 +4,8 @@
 //! scores, and the queries themselves with their hits. What it is made of is on disk after a run (`summary.json`,
 //! `per_query.parquet` and the picture files), so `imagedex report` can write it again.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use serde_json::Value;
@@ -17,7 +18,9 @@ use super::gallery::{self, Gallery};
 use super::thumbnails::{Pictures, Thumbnails};
 use super::{escape, frame, from_markdown, table};
 use crate::metric::Metric;
-use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation, PerQuery};
+use crate::stages::evaluate::{
+    Confusion, Evaluation, MetricEvaluation, Mode, ModeEvaluation, PerQuery, ScoreHistogram, Thresholds,
+};
 
 const STYLE: &str = include_str!("report.css");
 const SCRIPT: &str = include_str!("report.js");
@@ -31,8 +34,6 @@ const BARS: usize = 30;
 const MATRIX: usize = 120;
 /// Pairs of classes that are listed as taken for one another.
 const PAIRS: usize = 15;
-/// Bins of a distribution of scores.
-const BINS: usize = 30;
 
 /// `report.html`.
 #[derive(Debug, Clone, Copy)]
@@ -378,144 +379,151 @@ fn classes(panel: &Panel) -> String {
     figure.html(&format!("{}-class", panel.key))
 }
 
-/// Which class was taken for which: evaluated queries by their class and that of their first hit.
-struct Confusion {
-    classes: Vec<String>,
+/// Which class was taken for which, as a square.
+struct Square<'a> {
+    classes: Vec<&'a str>,
     /// `[class of the query][class of its first hit]`
     counts: Vec<Vec<usize>>,
 }
 
-impl Confusion {
-    fn of<'a>(rows: impl Iterator<Item = &'a PerQuery>) -> Confusion {
-        let pairs: Vec<(&str, &str)> = rows
-            .filter(|row| row.measures.is_some())
-            .filter_map(|row| Some((row.label.as_deref()?, row.top_labels.first()?.as_deref()?)))
-            .collect();
-        let mut classes: BTreeMap<&str, usize> = pairs.iter().flat_map(|(a, b)| [(*a, 0), (*b, 0)]).collect();
-        classes.values_mut().zip(0..).for_each(|(place, i)| *place = i);
+impl<'a> Square<'a> {
+    fn new(confusion: &'a [Confusion]) -> Square<'a> {
+        let pairs: Vec<(&str, &str, usize)> =
+            confusion.iter().map(|pair| (pair.label.as_str(), found(pair), pair.queries)).collect();
+        let classes: BTreeSet<&str> = pairs.iter().flat_map(|(a, b, _)| [*a, *b]).collect();
+        let classes: Vec<&str> = classes.into_iter().collect();
         let mut counts = vec![vec![0; classes.len()]; classes.len()];
-        for (query, hit) in pairs {
-            counts[classes[query]][classes[hit]] += 1;
+        for (query, hit, queries) in pairs {
+            if let (Ok(row), Ok(column)) = (classes.binary_search(&query), classes.binary_search(&hit)) {
+                counts[row][column] += queries;
+            }
         }
-        Confusion { classes: classes.into_keys().map(str::to_owned).collect(), counts }
-    }
-
-    /// The pairs that differ, the most frequent first.
-    fn mistakes(&self) -> Vec<(&str, &str, usize)> {
-        let mut mistakes = Vec::new();
-        for (i, row) in self.counts.iter().enumerate() {
-            let wrong = row.iter().enumerate().filter(|(j, count)| i != *j && **count > 0);
-            mistakes.extend(wrong.map(|(j, &count)| (&*self.classes[i], &*self.classes[j], count)));
-        }
-        mistakes.sort_by_key(|(_, _, count)| std::cmp::Reverse(*count));
-        mistakes
+        Square { classes, counts }
     }
 }
 
+fn found(pair: &Confusion) -> &str {
+    pair.found.as_deref().unwrap_or("no label")
+}
+
 fn confusion(panel: &Panel) -> String {
-    let Some(metric) = panel.best().map(|metric| metric.metric) else { return String::new() };
-    let confusion = Confusion::of(panel.of(metric));
-    if confusion.classes.len() < 2 {
-        return String::new();
+    let Some(metric) = panel.best() else { return String::new() };
+    let mut mistakes: Vec<&Confusion> =
+        metric.confusion.iter().filter(|pair| pair.found.as_ref() != Some(&pair.label)).collect();
+    mistakes.sort_by_key(|pair| Reverse(pair.queries));
+    let mut listed = Table::new(&["class of the query, of its first hit", "queries"]);
+    for pair in mistakes.iter().take(PAIRS) {
+        let text = format!("{}, taken for {}", pair.label, found(pair));
+        listed.rows.push(vec![markdown::escape(&text), pair.queries.to_string()]);
     }
-    let mistakes = confusion.mistakes();
-    let mut figures = Table::new(&["class of the query, of its first hit", "queries"]);
-    for (query, hit, count) in mistakes.iter().take(PAIRS) {
-        let pair = format!("{query}, taken for {hit}");
-        figures.rows.push(vec![markdown::escape(&pair), count.to_string()]);
-    }
+    let by = metric.metric;
     let caption = match mistakes.len() {
-        0 => return format!("<p>The first hit of every query is of its class, by {metric}.</p>\n"),
-        all if all > PAIRS => format!("Most often mistaken, {PAIRS} of {all} pairs, by {metric}"),
-        _ => format!("Mistaken, by {metric}"),
+        0 => return format!("<p>The first hit of every query is of its class, by {by}.</p>\n"),
+        all if all > PAIRS => format!("Most often mistaken, {PAIRS} of {all} pairs, by {by}"),
+        _ => format!("Mistaken, by {by}"),
     };
-    let listed = table(&figures, &caption);
-    if confusion.classes.len() > MATRIX {
+    let listed = table(&listed, &caption);
+    let Square { classes, counts } = Square::new(&metric.confusion);
+    if classes.len() > MATRIX {
         return listed;
     }
-    let mut cells = Table::new(&["query's class"]);
-    cells.header.extend(confusion.classes.iter().map(|class| markdown::escape(class)));
-    for (class, row) in confusion.classes.iter().zip(&confusion.counts) {
-        let counts = row.iter().map(usize::to_string);
-        cells.rows.push(std::iter::once(markdown::escape(class)).chain(counts).collect());
+    let mut figures = Table::new(&["class of the query"]);
+    figures.header.extend(classes.iter().map(|class| markdown::escape(class)));
+    for (class, row) in classes.iter().zip(&counts) {
+        let row = row.iter().map(usize::to_string);
+        figures.rows.push(std::iter::once(markdown::escape(class)).chain(row).collect());
     }
     let figure = Figure {
         title: "Class of the first hit".to_owned(),
         description: format!(
-            "A row for each query's class, a column for its first hit's, by {metric}. The diagonal is right."
+            "A row for each query's class, a column for its first hit's, by {by}. The diagonal is right."
         ),
-        svg: charts::matrix(&confusion.classes, &confusion.counts),
+        svg: charts::matrix(&classes, &counts),
         legend: Vec::new(),
-        figures: cells,
+        figures,
     };
-    format!(
-        "<div class=\"pair\">\n{}<div>{listed}</div>\n</div>\n",
-        figure.html(&format!("{}-pairs", panel.key))
-    )
+    let figure = figure.html(&format!("{}-pairs", panel.key));
+    format!("<div class=\"pair\">\n{figure}<div>{listed}</div>\n</div>\n")
 }
 
-/// How scores of right and wrong hits spread, over the first hits of all evaluated queries.
-struct Scores {
-    edges: Vec<f64>,
-    right: Vec<usize>,
-    wrong: Vec<usize>,
-}
-
-impl Scores {
-    fn of<'a>(rows: impl Iterator<Item = &'a PerQuery>) -> Option<Scores> {
-        let mut hits: Vec<(f64, bool)> = Vec::new();
-        for row in rows.filter(|row| row.measures.is_some()) {
-            hits.extend(row.top.iter().map(|hit| f64::from(hit.score)).zip(row.right()));
-        }
-        let low = hits.iter().map(|hit| hit.0).fold(f64::INFINITY, f64::min);
-        let high = hits.iter().map(|hit| hit.0).fold(f64::NEG_INFINITY, f64::max);
-        let width = (high - low) / BINS as f64;
-        if !(width > 0.0 && width.is_finite()) {
-            return None;
-        }
-        let mut scores = Scores {
-            edges: (0..=BINS).map(|i| low + width * i as f64).collect(),
-            right: vec![0; BINS],
-            wrong: vec![0; BINS],
-        };
-        for (score, is_right) in hits {
-            let bin = (((score - low) / width) as usize).min(BINS - 1);
-            let counts = if is_right { &mut scores.right } else { &mut scores.wrong };
-            counts[bin] += 1;
-        }
-        Some(scores)
-    }
-}
-
+/// How the scores of right and wrong hits are spread, and where the threshold between them lies.
 fn scores(panel: &Panel) -> String {
-    let depth = panel.evaluation.ks.last().copied().unwrap_or(0);
-    let mut html = String::new();
-    for metric in panel.mode.metrics.iter().map(|metric| metric.metric) {
-        let Some(Scores { edges, right, wrong }) = Scores::of(panel.of(metric)) else { continue };
-        let most = right.iter().chain(&wrong).copied().max().unwrap_or(0);
-        let digits = (2.0 - (edges[BINS] - edges[0]).log10()).clamp(0.0, 8.0) as usize;
-        let axes = Axes {
-            x: "score",
-            y: "hits",
-            x_range: (edges[0], edges[BINS]),
-            y_range: (0.0, ceiling_of(most as f64)),
-            x_digits: digits,
-            y_digits: 0,
-        };
-        let mut figures = Table::new(&["score from", "to", "right", "wrong"]);
-        for (edge, (right, wrong)) in edges.windows(2).zip(right.iter().zip(&wrong)) {
-            figures.rows.push(vec![decimal(edge[0]), decimal(edge[1]), right.to_string(), wrong.to_string()]);
-        }
-        let figure = Figure {
-            title: format!("Scores by {metric}"),
-            description: format!("The first {depth} hits of each query; a greater score is closer."),
-            svg: charts::histograms(&axes, &edges, &[(Ink::Wrong, wrong), (Ink::Right, right)], None),
-            legend: vec![(Ink::Right, "right".to_owned()), (Ink::Wrong, "wrong".to_owned())],
-            figures,
-        };
-        html += &figure.html(&format!("{}-score-{metric}", panel.key));
+    let mut html: String =
+        panel.mode.metrics.iter().filter_map(|metric| distribution(panel, metric)).collect();
+    if html.is_empty() {
+        return html;
     }
-    if html.is_empty() { html } else { format!("<div class=\"pair\">\n{html}</div>\n") }
+    html += &precision_and_recall(panel);
+    format!("<div class=\"pair\">\n{html}</div>\n")
+}
+
+fn distribution(panel: &Panel, metric: &MetricEvaluation) -> Option<String> {
+    let Thresholds { k, best, histogram, .. } = &metric.thresholds;
+    let ScoreHistogram { low, width, right, wrong } = histogram;
+    let most = right.iter().chain(wrong).copied().max().filter(|most| *most > 0)?;
+    let edges: Vec<f64> = (0..=right.len()).map(|i| low + width * i as f64).collect();
+    let (low, high) = (*edges.first()?, *edges.last()?);
+    let axes = Axes {
+        x: "score",
+        y: "hits",
+        x_range: (low, high),
+        y_range: (0.0, ceiling_of(most as f64)),
+        x_digits: (2.0 - (high - low).log10()).clamp(0.0, 8.0) as usize,
+        y_digits: 0,
+    };
+    let mut figures = Table::new(&["score from", "to", "right", "wrong"]);
+    for (edge, (right, wrong)) in edges.windows(2).zip(right.iter().zip(wrong)) {
+        figures.rows.push(vec![decimal(edge[0]), decimal(edge[1]), right.to_string(), wrong.to_string()]);
+    }
+    let mut legend = vec![(Ink::Right, "right".to_owned()), (Ink::Wrong, "wrong".to_owned())];
+    let threshold = best.as_ref().map(|best| f64::from(best.point.threshold));
+    legend.extend(threshold.map(|threshold| (Ink::Mark, format!("best F1, from {}", decimal(threshold)))));
+    let kinds = [(Ink::Wrong, wrong.as_slice()), (Ink::Right, right.as_slice())];
+    let figure = Figure {
+        title: format!("Scores by {}", metric.metric),
+        description: format!("The first {k} hits of each query; a greater score is closer."),
+        svg: charts::histograms(&axes, &edges, &kinds, threshold),
+        legend,
+        figures,
+    };
+    Some(figure.html(&format!("{}-score-{}", panel.key, metric.metric)))
+}
+
+/// What a threshold costs in hits that are right, and saves in hits that are wrong.
+fn precision_and_recall(panel: &Panel) -> String {
+    let mut lines = Vec::new();
+    let mut figures = Table::new(&["metric", "threshold", "precision", "recall", "F1"]);
+    for ranking in panel.rankings() {
+        let of_first = panel.mode.metrics.iter().find(|metric| Some(&metric.metric) == ranking.first());
+        let Some(metric) = of_first.filter(|metric| !metric.thresholds.curve.is_empty()) else { continue };
+        let points = metric.thresholds.curve.iter().map(|point| (point.recall, point.precision)).collect();
+        lines.push(Curve { name: names(&ranking), ink: panel.ink(metric.metric), points });
+        figures.rows.extend(metric.thresholds.curve.iter().map(|point| {
+            let numbers = [f64::from(point.threshold), point.precision, point.recall, point.f1].map(decimal);
+            std::iter::once(metric.metric.to_string()).chain(numbers).collect()
+        }));
+    }
+    if lines.is_empty() {
+        return String::new();
+    }
+    let axes = Axes {
+        x: "recall",
+        y: "precision",
+        x_range: (0.0, 1.0),
+        y_range: (0.0, 1.0),
+        x_digits: 1,
+        y_digits: 1,
+    };
+    let figure = Figure {
+        title: "Precision and recall".to_owned(),
+        description: "Each point is a threshold: the share of hits above it that are right, and the share of right hits \
+                      that are above it."
+            .to_owned(),
+        svg: charts::curves(&axes, &lines),
+        legend: lines.iter().map(|line| (line.ink, line.name.clone())).collect(),
+        figures,
+    };
+    figure.html(&format!("{}-thresholds", panel.key))
 }
 
 fn speed(report: &RunReport) -> Option<String> {

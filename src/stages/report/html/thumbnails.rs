@@ -50,7 +50,7 @@ impl Pictures<'_> {
     fn thumbnail(&self, picture: (Split, &str), side: u32) -> Option<RgbImage> {
         let bytes = std::fs::read(self.file(picture)).ok()?;
         let options = DecodeOptions { exif: Exif::Apply, max_pixels: self.max_pixels };
-        let image = decode::decode(&bytes, &options).ok()?;
+        let image = decode::preview(&bytes, &options, side).ok()?;
         let image = RgbImage::from_raw(image.width, image.height, image.rgb)?;
         Some(within(image, side))
     }
@@ -195,6 +195,20 @@ mod tests {
         let small = Thumbnails::new(&wanted, &pictures, budget);
         assert!(small.side < 96 && small.css.len() <= budget, "{} px, {} bytes", small.side, small.css.len());
         assert_eq!(Thumbnails::new(&wanted, &pictures, 0).side, 48, "the least there is");
+    }
+
+    #[test]
+    fn a_large_jpeg_gives_the_thumbnail_of_the_same_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        let large =
+            RgbImage::from_fn(2000, 1200, |x, y| Rgb([(x / 8) as u8, (y / 5) as u8, ((x + y) / 13) as u8]));
+        large.save(folder.path().join("large.jpg")).unwrap();
+        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
+        let small = pictures.thumbnail((Split::Gallery, "large.jpg"), 96).unwrap();
+        let whole = within(large, 96);
+        assert_eq!(small.dimensions(), whole.dimensions());
+        let apart = small.iter().zip(whole.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(apart < Some(16), "{apart:?} levels");
     }
 
     #[test]
