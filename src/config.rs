@@ -16,11 +16,12 @@ use crate::engines::{EngineConfig, EngineName};
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
+use crate::stages::baseline::BaselineRule;
 use crate::stages::decode::{DEFAULT_MAX_PIXELS, Exif};
 use crate::stages::evaluate::Mode;
-use crate::stages::baseline::BaselineRule;
 use crate::stages::gate::{Gate, Minimum, Quantity};
 use crate::stages::scan::{LabelRule, is_manifest};
+use crate::sweep::Sweep;
 
 /// Why a pipeline file cannot be used. Exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +55,8 @@ struct PipelineFile {
     #[serde(default)]
     gate: GateFile,
     baseline: Option<BaselineFile>,
+    #[serde(default)]
+    sweep: Sweep,
 }
 
 #[derive(Debug, Deserialize)]
@@ -256,6 +259,8 @@ pub struct PipelineConfig {
     /// `<name>.baseline.json` beside the pipeline file); MAP and precision may fall by `max_drop` (default 0.01), the MAP of any
     /// class by `max_class_drop` (default 0.1). Default: none, unless the section is there.
     pub baseline: Option<BaselineRule>,
+    /// `sweep`: the settings that `imagedex sweep` tries. Default: none.
+    pub sweep: Sweep,
     /// Where `imagedex baseline set` writes where there is no such section.
     pub baseline_file: PathBuf,
 }
@@ -288,7 +293,7 @@ pub struct Evaluate {
     pub modes: Vec<Mode>,
 }
 
-const PATH_KEYS: [&str; 8] = [
+const PATH_KEYS: [&str; 9] = [
     "work",
     "cache",
     "input.gallery",
@@ -452,6 +457,7 @@ impl PipelineFile {
             gate,
             baseline_file: baseline.as_ref().map_or(baseline_file, |baseline| baseline.file.clone()),
             baseline,
+            sweep: self.sweep,
         })
     }
 }

@@ -6,6 +6,7 @@ use crate::exchange::ExchangeError;
 use crate::lock::LockError;
 use crate::models::ModelError;
 use crate::sql::SqlError;
+use crate::stages::baseline::BaselineError;
 use crate::stages::evaluate::EvaluateError;
 use crate::stages::load::LoadError;
 use crate::stages::scan::ScanError;
@@ -62,6 +63,9 @@ impl Exit {
             return Some(if infrastructure { Exit::Infrastructure } else { Exit::Usage });
         }
         if let Some(error) = cause.downcast_ref::<ModelError>() {
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+        }
+        if let Some(error) = cause.downcast_ref::<BaselineError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
         }
         match cause.downcast_ref::<LoadError>() {

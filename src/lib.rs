@@ -22,6 +22,7 @@ pub mod setup;
 // The run, and what it counts.
 pub mod pipeline;
 pub mod stats;
+pub mod sweep;
 
 // What crosses the arrows, and what does the work.
 pub mod embedders;

@@ -24,7 +24,7 @@ use crate::setup;
 use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule};
-use crate::stages::evaluate::{self, EvaluateOptions, Evaluation};
+use crate::stages::evaluate::{self, EvaluateOptions, Evaluation, Space};
 use crate::stages::gate::Verdict;
 use crate::stages::load::{self, Loaded};
 use crate::stages::preprocess::{self, ImageBatch};
@@ -92,7 +92,7 @@ pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     Ok(verdict.exit(Exit::Done))
 }
 
-/// `summary.json` → Markdown and the table on the terminal.
+/// `summary.json` and `per_query.parquet` → Markdown, the HTML page and the table on the terminal.
 pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let path = run.report_dir().join("summary.json");
@@ -101,7 +101,8 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
             format!("{} is missing; run `imagedex evaluate` or `imagedex run` first", path.display());
         return Err(UsageError(reason).into());
     }
-    run.render(&RunReport::read(&path)?)?;
+    let per_query = run.report_dir().join("per_query.parquet");
+    run.render(&RunReport::read(&path)?.with_queries(&per_query))?;
     Ok(Exit::Done)
 }
 
@@ -116,13 +117,16 @@ pub fn set_baseline(config: &PipelineConfig) -> anyhow::Result<Exit> {
             return Err(UsageError(reason).into());
         }
     }
-    let rows = evaluate::read_per_query(&rows)
-        .map_err(|reason| anyhow::anyhow!("cannot read {}: {reason}; run `imagedex evaluate` again", rows.display()))?;
+    let rows = evaluate::read_per_query(&rows).map_err(|reason| {
+        anyhow::anyhow!("cannot read {}: {reason}; run `imagedex evaluate` again", rows.display())
+    })?;
     let baseline = Baseline::of(&RunReport::read(&summary)?, &rows)?;
     baseline.write(&config.baseline_file)?;
     let queries: usize = baseline.queries.values().map(Vec::len).sum();
     let file = config.baseline_file.display();
-    say(format!("{file}: {queries} queries, {} ways to search; commit it\n", baseline.cells.len()).as_bytes())?;
+    say(
+        format!("{file}: {queries} queries, {} ways to search; commit it\n", baseline.cells.len()).as_bytes()
+    )?;
     if config.baseline.is_none() {
         tracing::info!("runs are held against it once the pipeline file has a section [baseline]");
     }
@@ -224,6 +228,18 @@ impl StageClock {
     }
 }
 
+impl Extracted {
+    /// How it ended.
+    pub fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    /// Of the settings that made the vectors.
+    pub fn fingerprint(&self) -> &str {
+        self.provenance["fingerprint"].as_str().unwrap_or_default()
+    }
+}
+
 /// What *extract* did.
 pub struct Extracted {
     books: Books,
@@ -261,7 +277,7 @@ impl<'a> Run<'a> {
         self.runtime.block_on(future)
     }
 
-    fn report_dir(&self) -> PathBuf {
+    pub fn report_dir(&self) -> PathBuf {
         self.config.work.join("report")
     }
 
@@ -306,6 +322,13 @@ impl<'a> Run<'a> {
             batch: spec.batch,
             threads: self.config.threads,
         }
+    }
+
+    /// Where the pictures are that a report shows.
+    fn pictures(&self) -> report::Pictures<'_> {
+        let input = &self.config.input;
+        let queries = input.queries.as_deref();
+        report::Pictures { gallery: &input.gallery, queries, max_pixels: input.max_pixels }
     }
 
     fn open_store(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
@@ -510,6 +533,38 @@ impl<'a> Run<'a> {
         Ok(evaluations)
     }
 
+    /// The same in memory, on vectors in `space`, without timing: what a sweep compares.
+    pub fn evaluate_in_memory(&self, space: Space) -> anyhow::Result<Vec<Evaluation>> {
+        let store = self.stored()?;
+        let gallery = space.of(&self.block_on(store.read(Some(Split::Gallery)))?);
+        let queries = space.of(&self.block_on(store.read(Some(Split::Query)))?);
+        let mut index = self.open_engine()?;
+        if index.as_server().is_some() {
+            let reason = format!(
+                "a sweep searches in memory, and load.engine is {}; try --set load.engine=flat",
+                index.name()
+            );
+            return Err(UsageError(reason).into());
+        }
+        index.create(store.dim())?;
+        index.upsert(&gallery)?;
+        index.commit()?;
+        let wanted = &self.config.evaluate;
+        let options = EvaluateOptions {
+            metrics: wanted.metrics.clone(),
+            ks: wanted.ks.clone(),
+            modes: wanted.modes.clone(),
+            space,
+            timing: false,
+            ..EvaluateOptions::default()
+        };
+        Ok(index
+            .arms()
+            .into_iter()
+            .map(|arm| evaluate::evaluate(arm, &gallery, &queries, &options))
+            .collect::<Result<_, _>>()?)
+    }
+
     /// Whether the measures are good enough for the index to be used.
     ///
     /// A run that cannot be held against its baseline has a report, and then ends with that error.
@@ -521,7 +576,7 @@ impl<'a> Run<'a> {
     ) -> (Verdict, Option<BaselineError>) {
         let mut verdict = self.config.gate.judge(evaluations);
         let (Some(rule), Some(baseline)) = (&self.config.baseline, baseline) else { return (verdict, None) };
-        let fingerprint = extracted.provenance["fingerprint"].as_str().unwrap_or_default();
+        let fingerprint = extracted.fingerprint();
         match rule.judge(baseline, fingerprint, evaluations) {
             Ok(checks) => verdict.checks.extend(checks),
             Err(error) => return (verdict, Some(error)),
@@ -573,9 +628,11 @@ impl<'a> Run<'a> {
     fn render(&self, report: &RunReport) -> anyhow::Result<()> {
         let markdown = self.report_dir().join("report.md");
         report::export(report, &report::Markdown, &markdown)?;
+        let page = self.report_dir().join("report.html");
+        report::export(report, &report::Html { pictures: self.pictures() }, &page)?;
         let mut text = Vec::new();
         report::Terminal.write(report, &mut text)?;
-        text.extend(format!("report: {}\n", markdown.display()).into_bytes());
+        text.extend(format!("report: {}\nreport: {}\n", markdown.display(), page.display()).into_bytes());
         say(&text)
     }
 

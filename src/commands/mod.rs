@@ -13,7 +13,7 @@ use clap::CommandFactory;
 use crate::cli::{Baseline, Cli, Command, Pipeline};
 use crate::config::PipelineConfig;
 use crate::exit::Exit;
-use crate::pipeline;
+use crate::{pipeline, sweep};
 
 /// Runs one command.
 pub fn run(command: Command) -> anyhow::Result<Exit> {
@@ -24,6 +24,7 @@ pub fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Load(args) => pipeline::load(&config(&args.pipeline)?),
         Command::Evaluate(args) => pipeline::evaluate(&config(&args)?),
         Command::Report(args) => pipeline::report(&config(&args)?),
+        Command::Sweep(args) => sweep::sweep(&config(&args)?),
         Command::Baseline(Baseline::Set(args)) => pipeline::set_baseline(&config(&args)?),
         Command::Doctor(args) => pipeline::doctor(&config(&args)?),
         Command::Search(args) => search::search(&args),

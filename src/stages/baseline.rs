@@ -4,7 +4,7 @@
 //! figures over another gallery, other queries or another model cannot be compared, and that is an error, not a pass.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ const DIGITS: f64 = 1e6;
 /// `[baseline]` of a pipeline file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BaselineRule {
-    pub file: std::path::PathBuf,
+    pub file: PathBuf,
     /// A mean may fall so far below the baseline's.
     pub max_drop: f64,
     /// The mean of any class may fall so far.
@@ -31,11 +31,15 @@ pub struct BaselineRule {
 /// Why a run cannot be held against a baseline.
 #[derive(Debug, thiserror::Error)]
 pub enum BaselineError {
-    #[error("there is no baseline {path}; make one from a run that you trust: imagedex baseline set PIPELINE.toml")]
+    #[error(
+        "there is no baseline {path}; make one from a run that you trust: imagedex baseline set PIPELINE.toml"
+    )]
     Missing { path: String },
     #[error("cannot read baseline {path}: {reason}; make it anew with imagedex baseline set")]
     Read { path: String, reason: String },
-    #[error("baseline {path} has layout {found}, this program reads {SCHEMA_VERSION}; make it anew with imagedex baseline set")]
+    #[error(
+        "baseline {path} has layout {found}, this program reads {SCHEMA_VERSION}; make it anew with imagedex baseline set"
+    )]
     Schema { path: String, found: u64 },
     #[error("cannot write {path}: {reason}")]
     Write { path: String, reason: String },
@@ -45,6 +49,13 @@ pub enum BaselineError {
     Incomparable { path: String, what: String },
     #[error("there is nothing to make a baseline from: {0}")]
     Nothing(String),
+}
+
+impl BaselineError {
+    /// Whether the caller can help it by another command.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, BaselineError::Missing { .. } | BaselineError::Nothing(_))
+    }
 }
 
 /// What figures depend on.
@@ -84,7 +95,8 @@ pub struct Cell {
 
 /// What the evaluations of a run were measured on.
 fn measured_on(fingerprint: &str, evaluations: &[Evaluation]) -> Result<MeasuredOn, BaselineError> {
-    let first = evaluations.first().ok_or_else(|| BaselineError::Nothing("nothing was evaluated".to_owned()))?;
+    let first =
+        evaluations.first().ok_or_else(|| BaselineError::Nothing("nothing was evaluated".to_owned()))?;
     Ok(MeasuredOn {
         fingerprint: fingerprint.to_owned(),
         gallery: first.pictures.gallery.clone(),
@@ -138,7 +150,8 @@ impl Baseline {
             }
             text => text.map_err(|error| failed(error.to_string()))?,
         };
-        let json: serde_json::Value = serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
+        let json: serde_json::Value =
+            serde_json::from_str(&text).map_err(|error| failed(error.to_string()))?;
         match json["schema_version"].as_u64() {
             Some(version) if version == u64::from(SCHEMA_VERSION) => {}
             Some(found) => return Err(BaselineError::Schema { path: shown(), found }),
@@ -180,7 +193,10 @@ impl BaselineRule {
         .collect();
         if !changed.is_empty() {
             let verb = if changed.len() > 1 || changed[0] == "the queries" { "are" } else { "is" };
-            return Err(incomparable(format!("{} {verb} not what it was measured on", changed.join(" and "))));
+            return Err(incomparable(format!(
+                "{} {verb} not what it was measured on",
+                changed.join(" and ")
+            )));
         }
         let mut checks = Vec::new();
         for cell in &baseline.cells {
@@ -199,9 +215,13 @@ impl BaselineRule {
                 )));
             }
             for (name, before) in values {
-                let measure = Measure::all(&ks(evaluations)).into_iter().find(|measure| measure.to_string() == *name);
+                let measure =
+                    Measure::all(&ks(evaluations)).into_iter().find(|measure| measure.to_string() == *name);
                 let measure = measure.filter(|_| before.len() == ids.len()).ok_or_else(|| {
-                    incomparable(format!("it has {name} of {} queries, which this run does not measure", before.len()))
+                    incomparable(format!(
+                        "it has {name} of {} queries, which this run does not measure",
+                        before.len()
+                    ))
                 })?;
                 let pairs: Vec<(&PerQuery, f64, f64)> =
                     common.iter().map(|(i, row)| (*row, before[*i], value(row, measure))).collect();
@@ -276,7 +296,9 @@ fn of_cell<'a>(
     metric: Metric,
 ) -> BTreeMap<&'a str, &'a PerQuery> {
     rows.into_iter()
-        .filter(|row| row.measures.is_some() && row.engine == engine && row.mode == mode && row.metric == metric)
+        .filter(|row| {
+            row.measures.is_some() && row.engine == engine && row.mode == mode && row.metric == metric
+        })
         .map(|row| (row.query.as_str(), row))
         .collect()
 }

@@ -255,9 +255,15 @@ impl fmt::Display for Check {
             let of_class = fall.class.as_ref().map_or(String::new(), |class| format!(" of class {class}"));
             let (from, tolerated) = (format!("{:.4}", fall.from), fall.tolerated);
             return match self.passed {
-                true => write!(f, "{metric} {measure}{of_class} {found} is within {tolerated} of the baseline's {from}"),
+                true => write!(
+                    f,
+                    "{metric} {measure}{of_class} {found} is within {tolerated} of the baseline's {from}"
+                ),
                 false => {
-                    write!(f, "{metric} {measure}{of_class} fell from the baseline's {from} to {found}, by more than {tolerated}")?;
+                    write!(
+                        f,
+                        "{metric} {measure}{of_class} fell from the baseline's {from} to {found}, by more than {tolerated}"
+                    )?;
                     match &fall.comparison {
                         Some(Comparison { interval: Some(interval), p, .. }) => write!(
                             f,
@@ -274,7 +280,9 @@ impl fmt::Display for Check {
                 write!(f, "{metric} {measure} was not measured: no query could be evaluated")
             }
             Rule::ExactEngine => write!(f, "says it is exact, but its {metric} {measure} is {found}"),
-            Rule::Minimum | Rule::Baseline if self.passed => write!(f, "{metric} {measure} {found} is at least {minimum}"),
+            Rule::Minimum | Rule::Baseline if self.passed => {
+                write!(f, "{metric} {measure} {found} is at least {minimum}")
+            }
             Rule::Minimum | Rule::Baseline => write!(f, "{metric} {measure} {found} is below {minimum}"),
         }
     }

@@ -9,7 +9,7 @@ use imagedex::stages::decode::{Failure, Picture};
 use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::evaluate::{
     self, EvaluateError, EvaluateOptions, Evaluation, Mode, QueryCounts, QueryState, Sameness, Space,
-    write_per_query,
+    read_per_query, write_per_query,
 };
 use imagedex::stages::report::{
     self, Exporter, Markdown, ReportError, RunRecord, RunReport, Summary, Terminal,
@@ -537,11 +537,13 @@ fn per_query_rows_are_a_parquet_file() {
         names.join(" "),
         "mode engine metric query label state relevant excluded first_relevant_rank ap ap_at_r r_precision rr \
          hit_at_1 p_at_1 r_at_1 ndcg_at_1 hit_at_2 p_at_2 r_at_2 ndcg_at_2 hit_at_3 p_at_3 r_at_3 ndcg_at_3 \
-         top_ids top_scores"
+         top_ids top_scores top_labels"
     );
     let ap = batches[0].column_by_name("ap").expect("ap");
     assert_eq!((ap.is_null(0), ap.is_null(1)), (false, true), "owl/q is not in the means");
+    assert_eq!(read_per_query(&path).expect("read"), evaluation.per_query);
     write_per_query(&path, &[]).expect("no rows are a file too");
+    assert!(read_per_query(&path).expect("read").is_empty());
 }
 
 /// Pictures with the signs that twins are known by.

@@ -5,6 +5,7 @@
 mod support;
 
 mod bad_input;
+mod baseline;
 mod elastic;
 mod engines;
 mod es_node;
@@ -12,6 +13,7 @@ mod es_proxy;
 mod evaluation;
 mod gate;
 mod golden_features;
+mod html;
 mod models;
 mod parity;
 mod quickstart;

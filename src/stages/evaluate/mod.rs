@@ -34,7 +34,7 @@ pub use intervals::{Interval, MeasureIntervals, bootstrap, wilson};
 pub use leakage::{LabelError, Leakage, LeakedKind, NEAR_BITS, NEAR_COSINE, Sameness, TwinPair};
 pub use measures::{AtK, Bounds, Measure, Measures, TieAtK};
 pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, compare};
-pub use per_query::{PerQuery, QueryState, write_per_query};
+pub use per_query::{PerQuery, QueryState, read_per_query, write_per_query};
 pub use ranking::SameRanking;
 pub use resample::{DRAWS, Table};
 pub use thresholds::{BestThreshold, ScoreHistogram, ThresholdPoint, Thresholds};
@@ -720,7 +720,7 @@ impl Run<'_> {
     }
 
     fn row(&self, metric: Metric, judgement: &Judgement, outcome: &Outcome) -> PerQuery {
-        let id = |row: u32| self.gallery.batch.pictures[row as usize].id.clone();
+        let picture = |row: u32| &self.gallery.batch.pictures[row as usize];
         let top = outcome.top.iter().take(self.most_k());
         PerQuery {
             mode: self.mode,
@@ -733,7 +733,8 @@ impl Run<'_> {
             excluded: judgement.excluded.len(),
             first_relevant_rank: outcome.first_relevant_rank,
             measures: outcome.measures.clone(),
-            top: top.map(|&(row, score)| Hit { id: id(row), score }).collect(),
+            top_labels: top.clone().map(|&(row, _)| picture(row).label.clone()).collect(),
+            top: top.map(|&(row, score)| Hit { id: picture(row).id.clone(), score }).collect(),
         }
     }
 }

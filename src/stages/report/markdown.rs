@@ -55,6 +55,11 @@ fn write_gate(gate: &Verdict, out: &mut dyn Write) -> io::Result<()> {
         }
         writeln!(out)?;
     }
+    writeln!(out, "{}", checks(gate).markdown())
+}
+
+/// A row for each check of the gate.
+pub(super) fn checks(gate: &Verdict) -> Table {
     let mut table = Table::new(&["check", "found", "at least", "holds"]);
     for check in &gate.checks {
         let engine = check.engine.as_deref().unwrap_or("any engine");
@@ -73,7 +78,7 @@ fn write_gate(gate: &Verdict, out: &mut dyn Write) -> io::Result<()> {
             if check.passed { "yes" } else { "**no**" }.to_owned(),
         ]);
     }
-    writeln!(out, "{}", table.markdown())
+    table
 }
 
 fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {
@@ -81,19 +86,9 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
         Mode::HeldOut => "held-out queries",
         Mode::LeaveOneOut => "leave-one-out",
     };
-    let facts = &evaluation.gallery;
     writeln!(out, "## {}: {what}\n", escape(&evaluation.engine))?;
     writeln!(out, "**{}**\n", verdict(mode))?;
-    let kind = if evaluation.exact { "exact" } else { "approximate" };
-    writeln!(
-        out,
-        "{} in a gallery of {} pictures, {} labelled, {} classes; {} numbers a vector, {kind} search.\n",
-        counted(mode.queries.total),
-        facts.pictures,
-        facts.labelled,
-        facts.classes,
-        facts.dim
-    )?;
+    writeln!(out, "{}\n", setting(evaluation, mode))?;
     let n = mode.queries.evaluated;
     let micro = Table::of_metrics(&mode.metrics, &evaluation.ks, n, |metric| metric.micro.as_ref());
     if !micro.rows.is_empty() {
@@ -133,6 +128,20 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
         )?;
     }
     Ok(())
+}
+
+/// What was searched for, in what and how.
+pub(super) fn setting(evaluation: &Evaluation, mode: &ModeEvaluation) -> String {
+    let facts = &evaluation.gallery;
+    let kind = if evaluation.exact { "exact" } else { "approximate" };
+    format!(
+        "{} in a gallery of {} pictures, {} labelled, {} classes; {} numbers a vector, {kind} search.",
+        counted(mode.queries.total),
+        facts.pictures,
+        facts.labelled,
+        facts.classes,
+        facts.dim
+    )
 }
 
 /// The same figures with and without what is in the gallery and among the queries.
@@ -175,11 +184,12 @@ fn write_label_errors(evaluation: &Evaluation, out: &mut dyn Write) -> io::Resul
     if more > 0 { writeln!(out, "- … and {more} more\n") } else { writeln!(out) }
 }
 
-fn counted(queries: usize) -> String {
+pub(super) fn counted(queries: usize) -> String {
     format!("{queries} {}", if queries == 1 { "query" } else { "queries" })
 }
 
-fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<String> {
+/// What a reader of the tables must know besides, a sentence each.
+pub(super) fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<String> {
     let mut notes = Vec::new();
     let queries = &mode.queries;
     for group in &mode.same_ranking {
@@ -300,10 +310,17 @@ fn write_worst_classes(mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result
     let Some((metric, _)) = best(mode).filter(|(metric, _)| metric.classes.len() > 1) else {
         return Ok(());
     };
+    let mut table = classes(metric);
+    table.rows.truncate(WORST_CLASSES);
+    writeln!(out, "Worst classes by MAP ({}):\n\n{}", metric.metric, table.markdown())
+}
+
+/// A row for each class, the one with the least MAP first.
+pub(super) fn classes(metric: &MetricEvaluation) -> Table {
     let mut classes: Vec<_> = metric.classes.iter().collect();
     classes.sort_by(|a, b| a.measures.ap.total_cmp(&b.measures.ap).then_with(|| a.label.cmp(&b.label)));
     let mut table = Table::new(&["class", "MAP", "MRR", "R-prec", "queries", "gallery"]);
-    for class in classes.into_iter().take(WORST_CLASSES) {
+    for class in classes {
         let few = if class.queries < FEW_IN_CLASS { " (few)" } else { "" };
         table.rows.push(vec![
             escape(&class.label),
@@ -314,13 +331,24 @@ fn write_worst_classes(mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result
             class.gallery.to_string(),
         ]);
     }
-    writeln!(out, "Worst classes by MAP ({}):\n\n{}", metric.metric, table.markdown())
+    table
 }
 
 fn write_search_times(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
     let Some(first) = report.measured.search.first() else {
         return Ok(());
     };
+    writeln!(
+        out,
+        "## Search times\n\nFirst {} hits, {} timed:\n\n{}",
+        first.k,
+        counted(first.queries),
+        search_times(report).markdown()
+    )
+}
+
+/// A row for each engine and metric.
+pub(super) fn search_times(report: &RunReport) -> Table {
     let header = ["engine, metric", "p50 ms", "p95 ms", "p99 ms", "queries/s", "queries/s, batched"];
     let mut table = Table::new(&header);
     for timing in &report.measured.search {
@@ -334,13 +362,7 @@ fn write_search_times(report: &RunReport, out: &mut dyn Write) -> io::Result<()>
             format!("{:.0}", timing.queries_per_second_batched),
         ]);
     }
-    writeln!(
-        out,
-        "## Search times\n\nFirst {} hits, {} timed:\n\n{}",
-        first.k,
-        counted(first.queries),
-        table.markdown()
-    )
+    table
 }
 
 fn write_run(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
@@ -348,36 +370,46 @@ fn write_run(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         return Ok(());
     }
     writeln!(out, "## Run\n")?;
+    books(report).iter().try_for_each(|line| writeln!(out, "- {line}"))?;
+    writeln!(out)?;
+    if !report.measured.stages.is_empty() {
+        writeln!(out, "{}", stages(report).markdown())?;
+    }
+    Ok(())
+}
+
+/// Where the pictures went, a sentence each.
+pub(super) fn books(report: &RunReport) -> Vec<String> {
+    let mut lines = Vec::new();
     if let Some(books) = &report.books {
-        books.to_string().lines().try_for_each(|line| writeln!(out, "- {line}"))?;
-        if let Err(difference) = books.check() {
-            writeln!(out, "- **{difference}**")?;
-        }
+        lines.extend(books.to_string().lines().map(str::to_owned));
+        lines.extend(books.check().err().map(|difference| format!("**{difference}**")));
     }
     if let Some(books) = &report.load {
-        books.to_string().lines().try_for_each(|line| writeln!(out, "- {line}"))?;
+        lines.extend(books.to_string().lines().map(str::to_owned));
     }
     if !report.failures.is_empty() {
         let kinds: Vec<String> =
             report.failures.iter().map(|(kind, count)| format!("{} {count}", escape(kind))).collect();
-        writeln!(out, "- failures by kind: {}", kinds.join(", "))?;
+        lines.push(format!("failures by kind: {}", kinds.join(", ")));
     }
-    writeln!(out)?;
-    if !report.measured.stages.is_empty() {
-        let mut table = Table::new(&["stage", "in", "out", "MB", "seconds", "items/s"]);
-        for stage in &report.measured.stages {
-            table.rows.push(vec![
-                escape(&stage.stage),
-                stage.items_in.to_string(),
-                stage.items_out.to_string(),
-                format!("{:.1}", stage.bytes as f64 / 1e6),
-                format!("{:.1}", stage.seconds),
-                format!("{:.1}", stage.items_per_second()),
-            ]);
-        }
-        writeln!(out, "{}", table.markdown())?;
+    lines
+}
+
+/// A row for each stage.
+pub(super) fn stages(report: &RunReport) -> Table {
+    let mut table = Table::new(&["stage", "in", "out", "MB", "seconds", "items/s"]);
+    for stage in &report.measured.stages {
+        table.rows.push(vec![
+            escape(&stage.stage),
+            stage.items_in.to_string(),
+            stage.items_out.to_string(),
+            format!("{:.1}", stage.bytes as f64 / 1e6),
+            format!("{:.1}", stage.seconds),
+            format!("{:.1}", stage.items_per_second()),
+        ]);
     }
-    Ok(())
+    table
 }
 
 /// One line for each fact, folded away.

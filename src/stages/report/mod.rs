@@ -1,7 +1,8 @@
-//! [`RunReport`] → what people and machines read of a run: `summary.json`, Markdown for a pull request, a table on the
-//! terminal; and `run.json`, the record of how the run itself went.
+//! [`RunReport`] → what people and machines read of a run: `summary.json`, Markdown for a pull request, a page for a
+//! browser, a table on the terminal; and `run.json`, the record of how the run itself went.
 //!
-//! `summary.json` is the report: the others are made from it, so `imagedex report` can write them again from it alone.
+//! `summary.json` is the report: the others are made from it, so `imagedex report` can write them again from it alone
+//! (the page needs `per_query.parquet` and the picture files as well).
 //! Its part `measured` holds all that differs between two runs over the same input; the rest may be compared as text.
 
 mod findings;
@@ -20,11 +21,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::stages::decode::Failure;
-use crate::stages::evaluate::{Evaluation, SearchTiming};
+use crate::stages::evaluate::{Evaluation, SearchTiming, read_per_query};
 use crate::stages::gate::Verdict;
 use crate::stats::{Books, LoadBooks, StageStats};
 
-pub use markdown::Markdown;
+pub use findings::{chance, range};
+pub use html::{Html, Pictures};
+pub use markdown::{Markdown, escape};
+pub use table::{Table, decimal};
 pub use terminal::Terminal;
 
 /// Version of the layout of `summary.json` and `run.json`: raised when a field changes its meaning or goes away.
@@ -110,6 +114,20 @@ impl RunReport {
     /// With what the gate says of the evaluations.
     pub fn with_gate(mut self, gate: Verdict) -> RunReport {
         self.gate = gate;
+        self
+    }
+
+    /// With what each query came to, from the evaluation's `per_query.parquet`. Without that file there is still a report.
+    pub fn with_queries(mut self, path: &Path) -> RunReport {
+        let rows = read_per_query(path).unwrap_or_else(|reason| {
+            tracing::warn!("no page shows single queries: cannot read {}: {reason}", path.display());
+            Vec::new()
+        });
+        for row in rows {
+            if let Some(of) = self.evaluations.iter_mut().find(|of| of.engine == row.engine) {
+                of.per_query.push(row);
+            }
+        }
         self
     }
 
