@@ -14,7 +14,7 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 
 .DEFAULT_GOAL := help
 .PHONY: help tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es completions ci clean distclean
+	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -142,6 +142,20 @@ bench-peers-es: index setup-es setup-peers ## load Elasticsearch with imagedex a
 screenshots: index setup-browser ## the README's pictures of the report page, in docs/images
 	@mkdir -p docs/images
 	@node tests/browser/screenshots.mjs "$(IMAGEDEX_CACHE)/browser" runs/quickstart/report/report.html docs/images
+
+bench-es-latency: index setup-es setup-peers ## how long searches in Elasticsearch take, exact and approximate, at 10,000 and 60,000 documents
+	@rm -rf $(BENCH) && mkdir -p $(BENCH)
+	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
+	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
+	@$(PEERS)/bin/python benches/peers/es_load.py latency $(BENCH)/features.parquet --url http://localhost:$(BENCH_PORT) \
+		--imagedex $(IMAGEDEX); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+near-duplicates: setup setup-peers ## how well pictures of ../shared/data/grocery that were saved again are told from others
+	@rm -rf runs/near-duplicates && mkdir -p runs/near-duplicates
+	@$(PEERS)/bin/python benches/near_duplicates.py ../shared/data/grocery/dataset runs/near-duplicates --imagedex "$(IMAGEDEX)"
+
+sweep: setup ## pooling x precision x metric x raw or normalised vectors on ../shared/data/grocery, in one table
+	"$(IMAGEDEX)" sweep pipelines/grocery.toml
 
 completions: build ## shell completions, in target/completions
 	@mkdir -p target/completions

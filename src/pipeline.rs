@@ -419,9 +419,7 @@ impl<'a> Run<'a> {
             books.check().map_err(anyhow::Error::msg)?;
             self.budget(&failures, books.scanned)
         };
-        let mut provenance = store.provenance().facts.clone();
-        provenance["fingerprint"] = json!(store.provenance().fingerprint);
-        provenance["imagedex"] = json!(env!("CARGO_PKG_VERSION"));
+        let provenance = provenance(&store);
         Ok(Extracted { books, failures, stages, provenance, table_version: store.version(), exit })
     }
 
@@ -617,10 +615,12 @@ impl<'a> Run<'a> {
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
         evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
-        let report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
+        let mut report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
             .with_run(extracted.books, &extracted.failures, extracted.stages.done.clone())
             .with_load(loaded.books.clone())
             .with_gate(verdict.clone());
+        // Of a table that was imported there are none.
+        report.books = report.books.filter(|books| *books != Books::default());
         report::export(&report, &report::Summary, &folder.join("summary.json"))?;
         self.render(&report)
     }
@@ -658,9 +658,16 @@ impl<'a> Run<'a> {
     fn last_extract(&self) -> anyhow::Result<Extracted> {
         let path = self.run_file();
         if !path.is_file() {
-            return Err(
-                UsageError(format!("{} is missing; run `imagedex extract` first", path.display())).into()
-            );
+            // A table that was imported: no pictures were seen, so there are no books of them.
+            let store = self.stored()?;
+            return Ok(Extracted {
+                books: Books::default(),
+                failures: Vec::new(),
+                stages: StageClock::default(),
+                provenance: provenance(&store),
+                table_version: store.version(),
+                exit: Exit::Done,
+            });
         }
         let record = RunRecord::read(&path)?;
         Ok(Extracted {
@@ -706,6 +713,14 @@ impl<'a> Run<'a> {
             Ok(())
         })
     }
+}
+
+/// What made the vectors of a table; and the program's version.
+fn provenance(store: &FeatureStore) -> Value {
+    let mut facts = store.provenance().facts.clone();
+    facts["fingerprint"] = json!(store.provenance().fingerprint);
+    facts["imagedex"] = json!(env!("CARGO_PKG_VERSION"));
+    facts
 }
 
 /// Decodes and embeds one picture.

@@ -2,12 +2,15 @@
 
     es_load.py vectors FEATURES.parquet OUT.parquet [--count N]
     es_load.py compare OUT.parquet --url URL --imagedex PROGRAM [--repeats N]
+    es_load.py latency FEATURES.parquet --url URL --imagedex PROGRAM [--counts N N]
 
 The first makes N rows out of a feature export: rows drawn again, their non-zero dimensions moved by 5 %, at length 1 as before.
 The second prints a JSON object for each load, and a Markdown table. "Load" counts from the first document to the last one
 acknowledged, as the program itself says it; "searchable" until it is refreshed and counted, for the others from the first
 document on, for ours as the whole command: from process start, with preflight, lock, reading the feature table and verification.
 Ours sends nine fields where the others send three, and beside a graph the exact vectors too.
+The third loads galleries of these sizes, made in the same way, and prints how long single searches take: the four exact metrics, and
+the graph with its engine recall, as `imagedex evaluate` measures them with the export's queries.
 """
 
 import argparse
@@ -33,8 +36,11 @@ from elasticsearch.helpers import bulk, pack_dense_vector, parallel_bulk
 
 def make_vectors(source, out, count):
     """Writes `count` rows in the form of `source`, which `imagedex features export` wrote."""
+    pq.write_table(draw(pq.read_table(source), count), out)
+
+
+def draw(rows, count):
     random = np.random.default_rng(0)
-    rows = pq.read_table(source)
     rows = rows.filter(pc.equal(rows["split"], "gallery"))
     rows = rows.take(random.integers(0, len(rows), count))
     vectors = matrix(rows)
@@ -51,7 +57,49 @@ def make_vectors(source, out, count):
     for name, column in columns.items():
         position = rows.schema.get_field_index(name)
         rows = rows.set_column(position, rows.schema.field(position), column)
-    pq.write_table(rows, out)
+    return rows
+
+
+def latency(source, url, program, counts):
+    exported = pq.read_table(source)
+    queries = exported.filter(pc.equal(exported["split"], "query"))
+    rows = []
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            pq.write_table(pa.concat_tables([draw(exported, count), queries]), f"{folder}/vectors.parquet")
+            ours = Ours(program, url, f"{folder}/vectors.parquet", folder)
+            pipeline = Path(folder) / "latency.toml"
+            pipeline.write_text(
+                f'work = "{folder}/work"\n[input]\ngallery = "gallery"\nqueries = "queries"\n'
+                f'[features]\ntable = "{folder}/features"\n[evaluate]\nk = [10]\n'
+                f'[load]\nengine = "elasticsearch"\n[load.elasticsearch]\nurl = "{url}"\nalias = "ours"\nincremental = false\n'
+                'knn = { index_options = "int8_hnsw" }\n'
+            )
+            ours.call("evaluate", pipeline)
+            summary = json.loads(Path(f"{folder}/work/report/summary.json").read_text())
+            recalls = {
+                (evaluation["engine"], metric["metric"]): metric["engine_recall"][-1]["mean"]
+                for evaluation in summary["evaluations"]
+                for metric in evaluation["modes"][0]["metrics"]
+            }
+            for timing in summary["measured"]["search"]:
+                print(json.dumps({"documents": count} | timing), file=sys.stderr, flush=True)
+                rows.append((count, timing, recalls[timing["engine"], timing["metric"]]))
+            ours.client.indices.delete(index=",".join(ours.client.indices.get(index="ours-*")))
+    print(f"{len(queries)} queries of 512 dimensions, k = 10, one after another; {machine()}.\n")
+    print("| documents | engine, metric | engine recall@10 | p50 ms | p95 ms | p99 ms | queries/s in batches |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    for count, timing, recall in rows:
+        times = " | ".join(f"{timing[key]:.1f}" for key in ("p50_ms", "p95_ms", "p99_ms"))
+        print(
+            f"| {count:,} | {timing['engine']}, {timing['metric']} | {recall:.4f} | {times} | "
+            f"{timing['queries_per_second_batched']:.0f} |"
+        )
+
+
+def machine():
+    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return f"client and server on one machine ({os.cpu_count()} x {names[0] if names else platform.machine()})"
 
 
 def matrix(rows):
@@ -177,12 +225,9 @@ def compare(vectors, url, program, repeats):
 
 
 def table(results, names, count, repeats, server):
-    processor = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine()
-    )
     print(
-        f"{count:,} documents of 512 dimensions into Elasticsearch {server} with OpenSearch's Painless compiler; client and server on "
-        f"one machine ({os.cpu_count()} x {processor}); elasticsearch-py {client_version}, Python {platform.python_version()}; "
+        f"{count:,} documents of 512 dimensions into Elasticsearch {server} with OpenSearch's Painless compiler; "
+        f"{machine()}; elasticsearch-py {client_version}, Python {platform.python_version()}; "
         f"{repeats} repeats in turns. Documents/s: median (least to most). Ratio: imagedex to this way.\n"
     )
     print("| field | way | load | searchable | ratio of load | ratio of searchable |\n|---|---|---:|---:|---:|---:|")
@@ -208,8 +253,15 @@ def main():
     comparison.add_argument("--url", required=True)
     comparison.add_argument("--imagedex", required=True)
     comparison.add_argument("--repeats", type=int, default=5)
+    searches = commands.add_parser("latency")
+    searches.add_argument("source")
+    searches.add_argument("--url", required=True)
+    searches.add_argument("--imagedex", required=True)
+    searches.add_argument("--counts", type=int, nargs="+", default=[10_000, 60_000])
     args = parser.parse_args()
-    if args.command == "vectors":
+    if args.command == "latency":
+        latency(args.source, args.url, args.imagedex, args.counts)
+    elif args.command == "vectors":
         make_vectors(args.source, args.out, args.count)
     else:
         compare(args.vectors, args.url, args.imagedex, args.repeats)

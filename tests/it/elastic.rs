@@ -255,11 +255,42 @@ fn all_four_metrics_answer_as_flat_does() {
         ..config(&Node::shared().url(), &alias())
     };
     let loaded = load(&table, &config).expect("loaded");
+    let queries = pictures(0..40, 64, 11);
+    answers_as_flat_does(&loaded, &rows, &queries);
+}
+
+#[test]
+fn shop_photos_are_found_as_flat_finds_them() {
+    if shared("grocery").is_none() {
+        return;
+    }
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let pipeline = crate::support::root().join("pipelines/grocery.toml").display().to_string();
+    let work_is = format!("work={}", work.path().display());
+    imagedex(["extract", &pipeline, "--set", &work_is, "--set", "model.precision=int8"]).exits(0);
+    let read = |split| {
+        runtime().block_on(async {
+            let store =
+                FeatureStore::open(&work.path().join("features")).await.expect("opened").expect("a table");
+            (store.read(Some(split)).await.expect("read"), store)
+        })
+    };
+    let ((gallery, store), (queries, _)) = (read(Split::Gallery), read(Split::Query));
+    assert_eq!((gallery.len(), queries.len()), (810, 405));
+    let config = config(&Node::shared().url(), &alias());
+    let dead = work.path().join("rejected.jsonl");
+    let loaded =
+        load::load(runtime().handle(), &store, open(&config), config.max_rejected, &dead).expect("loaded");
+    answers_as_flat_does(&loaded, &gallery, &queries);
+}
+
+/// Each arm gives the first ten of flat: exact ones the same ids, ties aside, and scores within 1e-6.
+#[track_caller]
+fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &EmbeddingBatch) {
     let mut flat = Flat::new(true);
     flat.create(rows.dim).expect("flat");
-    flat.upsert(&rows).expect("flat");
+    flat.upsert(rows).expect("flat");
     flat.commit().expect("flat");
-    let queries = pictures(0..40, 64, 11);
     for arm in loaded.index.arms() {
         for metric in Metric::ALL.into_iter().filter(|metric| arm.supports(*metric)) {
             let asked: Vec<Query> =
@@ -831,21 +862,24 @@ fn a_run_is_promoted_only_if_its_gate_holds_and_can_be_rolled_back() {
     assert_eq!(node.behind(&alias), first);
 }
 
-#[test]
-fn ctrl_c_in_the_middle_of_a_load_leaves_what_users_search_as_it_was() {
+/// Interrupts a second run of a shop while the requests that `is_slow` chooses are under way; says how it ended, and which index
+/// was live before.
+fn interrupted(
+    alias: &str,
+    is_slow: impl Fn(&crate::es_proxy::Asked) -> bool + Send + Sync + 'static,
+) -> (Shop, crate::support::Said, Vec<String>) {
     let node = Node::shared();
-    let alias = alias();
-    let shop = drawn(&alias, "");
+    let shop = drawn(alias, "");
     shop.imagedex("run").exits(0);
-    let live = node.behind(&alias);
+    let live = node.behind(alias);
     shop.picture("gallery/owl/new.png", 99);
-    // A server that answers bulk requests so slowly that the signal comes first.
-    let proxy = Proxy::before(node.port(), |asked| match asked.bulk {
-        Some(_) => Fault::Delay(Duration::from_secs(4)),
-        None => Fault::Pass,
+    // A server that answers so slowly that the signal comes first.
+    let proxy = Proxy::before(node.port(), move |asked| match is_slow(asked) {
+        true => Fault::Delay(Duration::from_secs(4)),
+        false => Fault::Pass,
     });
     let url = format!("load.elasticsearch.url={}", proxy.url());
-    let run = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
         .args(["run", &shop.path("shop.toml").to_string_lossy(), "--set", &url])
         .env("IMAGEDEX_CACHE", cache())
         .stdout(std::process::Stdio::piped())
@@ -853,12 +887,125 @@ fn ctrl_c_in_the_middle_of_a_load_leaves_what_users_search_as_it_was() {
         .spawn()
         .expect("the program starts");
     while proxy.spoilt() == 0 {
+        assert!(run.try_wait().expect("a state").is_none(), "it ended before the request came");
         std::thread::sleep(Duration::from_millis(10));
     }
     let killed = std::process::Command::new("kill").args(["-INT", &run.id().to_string()]).status();
     assert!(killed.expect("kill starts").success());
-    said(run.wait_with_output().expect("it ends")).exits(130);
+    (shop, said(run.wait_with_output().expect("it ends")), live)
+}
+
+#[test]
+fn ctrl_c_in_the_middle_of_a_load_leaves_what_users_search_as_it_was() {
+    let (node, alias) = (Node::shared(), alias());
+    let (shop, said, live) = interrupted(&alias, |asked| asked.bulk.is_some());
+    said.exits(130);
     assert_eq!(node.indices(&alias), live, "the half-made index is removed");
     assert_eq!(node.behind(&alias), live);
     shop.imagedex("run").exits(0).says("now stands for");
+}
+
+#[test]
+fn ctrl_c_while_the_load_is_verified_leaves_what_users_search_as_it_was() {
+    let (node, alias) = (Node::shared(), alias());
+    let (shop, said, live) = interrupted(&alias, |asked| asked.path.contains("_mget"));
+    said.exits(130);
+    assert_eq!((node.indices(&alias), node.behind(&alias)), (live.clone(), live));
+    shop.imagedex("run").exits(0).says("now stands for");
+}
+
+#[test]
+fn ctrl_c_while_the_alias_moves_leaves_one_index_behind_it() {
+    let (node, alias) = (Node::shared(), alias());
+    let (shop, said, live) = interrupted(&alias, |asked| asked.path.starts_with("/_aliases"));
+    // The request was on its way: it is seen through, and what stands there is said.
+    let behind = node.behind(&alias);
+    assert_eq!(behind.len(), 1, "{behind:?}");
+    assert_ne!(behind, live);
+    assert_eq!(said.code, 0, "{}{}", said.out, said.err);
+    said.says(&behind[0]);
+    shop.imagedex("run").exits(0).says("stands for");
+    assert_eq!(node.behind(&alias), behind);
+}
+
+#[test]
+fn a_panic_in_the_middle_removes_the_half_made_index() {
+    let (node, alias) = (Node::shared(), alias());
+    let rows = pictures(0..50, 8, 1);
+    let config = config(&node.url(), &alias);
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let mut index = open(&config);
+        index.create(rows.dim).expect("made");
+        assert_eq!(node.indices(&alias).len(), 1);
+        index.upsert(&rows).expect("sent");
+        panic!("for the test");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(node.indices(&alias), Vec::<String>::new());
+    // The lock is free again.
+    publish(&Table::of(&rows), &config);
+}
+
+#[test]
+fn an_index_whose_shards_no_node_takes_is_not_loaded() {
+    let (node, alias) = (Node::shared(), alias());
+    let start = format!("/{alias}-");
+    let proxy = Proxy::before(node.port(), move |asked| {
+        match asked.method == "PUT" && asked.path.starts_with(&start) {
+            true => Fault::Answer(200, r#"{"acknowledged":true,"shards_acknowledged":false,"index":"x"}"#),
+            false => Fault::Pass,
+        }
+    });
+    let error =
+        load(&Table::of(&pictures(0..5, 8, 1)), &config(&proxy.url(), &alias)).err().expect("refused");
+    assert!(error.to_string().contains("no node took its shards"), "{error}");
+    assert_eq!(node.indices(&alias), Vec::<String>::new());
+}
+
+/// A server that notes the head of each request, and lets nobody in.
+#[test]
+fn an_api_key_is_sent_and_never_shown() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let heads = std::sync::Arc::new(std::sync::Mutex::new(String::new()));
+    let noted = std::sync::Arc::clone(&heads);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            let mut head = [0; 4096];
+            let read = stream.read(&mut head).unwrap_or(0);
+            noted.lock().expect("unpoisoned").push_str(&String::from_utf8_lossy(&head[..read]));
+            let body = r#"{"error":{"type":"security_exception","reason":"unable to authenticate with provided credentials"},"status":401}"#;
+            let _ = write!(
+                stream,
+                "HTTP/1.1 401 Unauthorized\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    let shop = drawn(&alias(), "");
+    let key = "dGhlOnNlY3JldC1rZXk=";
+    let said = said(
+        std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
+            .args(["run", &shop.path("shop.toml").to_string_lossy()])
+            .args(["--set", &format!("load.elasticsearch.url={url}")])
+            .env("IMAGEDEX_CACHE", cache())
+            .env("ELASTIC_API_KEY", key)
+            .env("IMAGEDEX_LOG", "trace")
+            .output()
+            .expect("the program starts"),
+    )
+    .exits(4)
+    .complains("401");
+    assert!(
+        heads
+            .lock()
+            .expect("unpoisoned")
+            .to_lowercase()
+            .contains(&format!("authorization: apikey {key}").to_lowercase())
+    );
+    for text in [&said.out, &said.err] {
+        assert!(!text.contains(key) && !text.contains("the:secret-key"), "{text}");
+    }
 }

@@ -166,6 +166,14 @@ impl Indices {
             Some(error) if error.kind != "resource_already_exists_exception" => {
                 Err(failed(format!("index {name} could not be made: {error}")))
             }
+            // The server says yes, and puts its shards nowhere: every document would be refused.
+            None if reply.parse::<Value>().is_ok_and(|answer| answer["shards_acknowledged"] == false) => {
+                self.delete(name)?;
+                Err(failed(format!(
+                    "index {name} was made, but no node took its shards within 30 s; the disk may be past its low watermark \
+                     (GET _cluster/allocation/explain says why)"
+                )))
+            }
             _ => self.described(name),
         }
     }
