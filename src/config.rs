@@ -57,6 +57,8 @@ struct PipelineFile {
     baseline: Option<BaselineFile>,
     #[serde(default)]
     sweep: Sweep,
+    #[serde(default)]
+    report: ReportFile,
 }
 
 #[derive(Debug, Deserialize)]
@@ -164,6 +166,28 @@ impl GateFile {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+struct ReportFile {
+    #[serde(default)]
+    trec: bool,
+    prometheus: Option<PathBuf>,
+}
+
+impl ReportFile {
+    /// On an error the key at fault, and why.
+    fn finish(self) -> Result<ReportFiles, (&'static str, String)> {
+        if let Some(path) = &self.prometheus
+            && path.extension().is_none_or(|ending| ending != "prom")
+        {
+            let reason =
+                format!("{} does not end in .prom, and node_exporter reads no other files", path.display());
+            return Err(("report.prometheus", reason));
+        }
+        Ok(ReportFiles { trec: self.trec, prometheus: self.prometheus })
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct BaselineFile {
     file: Option<PathBuf>,
     max_drop: Option<f64>,
@@ -263,6 +287,16 @@ pub struct PipelineConfig {
     pub sweep: Sweep,
     /// Where `imagedex baseline set` writes where there is no such section.
     pub baseline_file: PathBuf,
+    pub report: ReportFiles,
+}
+
+/// What is written beside the report, where it is asked for.
+#[derive(Debug, Clone, Default)]
+pub struct ReportFiles {
+    /// `report.trec`: whether whole rankings are written, as TREC run and qrels files. Default: no.
+    pub trec: bool,
+    /// `report.prometheus`: the file for node_exporter's textfile collector, ending in `.prom`. Default: none.
+    pub prometheus: Option<PathBuf>,
 }
 
 /// What is read, and how bad files are treated.
@@ -293,7 +327,7 @@ pub struct Evaluate {
     pub modes: Vec<Mode>,
 }
 
-const PATH_KEYS: [&str; 9] = [
+const PATH_KEYS: [&str; 10] = [
     "work",
     "cache",
     "input.gallery",
@@ -303,6 +337,7 @@ const PATH_KEYS: [&str; 9] = [
     "features.table",
     "baseline.file",
     "load.elasticsearch.ca",
+    "report.prometheus",
 ];
 
 impl PipelineConfig {
@@ -428,6 +463,7 @@ impl PipelineFile {
         let baseline_file = folder.join(format!("{name}.baseline.json"));
         let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
         let baseline = baseline.map_err(|(key, reason)| value_error(key, reason))?;
+        let report = self.report.finish().map_err(|(key, reason)| value_error(key, reason))?;
         Ok(PipelineConfig {
             features: self.features.table.unwrap_or_else(|| work.join("features")),
             name,
@@ -458,6 +494,7 @@ impl PipelineFile {
             baseline_file: baseline.as_ref().map_or(baseline_file, |baseline| baseline.file.clone()),
             baseline,
             sweep: self.sweep,
+            report,
         })
     }
 }

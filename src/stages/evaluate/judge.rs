@@ -13,6 +13,8 @@ pub struct Judge<'a> {
     pub twins: &'a Twins,
     /// Cut-offs, ascending.
     pub ks: &'a [usize],
+    /// Whether outcomes keep their whole rankings.
+    pub keep_whole: bool,
 }
 
 /// What one search came to.
@@ -23,6 +25,8 @@ pub struct Outcome {
     pub first_relevant_rank: Option<usize>,
     /// The first hits, some more than the greatest cut-off.
     pub top: Ranked,
+    /// All hits that count, where somebody wants them.
+    pub whole: Option<Ranked>,
     pub repeated: usize,
     /// With all pictures, without copies, without near duplicates; nothing where nothing leaked.
     pub adjusted: [Option<Measures>; 3],
@@ -47,6 +51,7 @@ impl Judge<'_> {
         let relevant = self.relevance(judgement, &ranked);
         let scores: Vec<f32> = ranked.iter().map(|(_, score)| *score).collect();
         let most_k = self.ks.last().copied().unwrap_or(1);
+        let whole = self.keep_whole.then(|| ranked.clone());
         ranked.truncate(most_k.max(ranking::COMPARED) + ranking::MARGIN);
         let has_measures = judgement.state() == QueryState::Evaluated;
         Ok(Outcome {
@@ -54,6 +59,7 @@ impl Judge<'_> {
             ties: self.ks.iter().map(|&k| TieAtK::of(&relevant, &scores, k)).collect(),
             first_relevant_rank: relevant.iter().position(|is_relevant| *is_relevant).map(|i| i + 1),
             top: ranked,
+            whole,
             repeated,
             adjusted,
         })

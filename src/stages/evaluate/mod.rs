@@ -17,6 +17,7 @@ mod per_query;
 mod ranking;
 mod relevance;
 mod resample;
+mod sink;
 mod thresholds;
 mod timing;
 
@@ -37,6 +38,7 @@ pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, compare};
 pub use per_query::{PerQuery, QueryState, read_per_query, write_per_query};
 pub use ranking::SameRanking;
 pub use resample::{DRAWS, Table};
+pub use sink::{FullRanking, RankingSink};
 pub use thresholds::{BestThreshold, ScoreHistogram, ThresholdPoint, Thresholds};
 pub use timing::SearchTiming;
 
@@ -370,6 +372,17 @@ pub fn evaluate(
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
 ) -> Result<Evaluation, EvaluateError> {
+    evaluate_into(index, gallery, queries, options, None)
+}
+
+/// The same, with every whole ranking handed to `sink` on the way.
+pub fn evaluate_into(
+    index: &dyn Searcher,
+    gallery: &EmbeddingBatch,
+    queries: &EmbeddingBatch,
+    options: &EvaluateOptions,
+    mut sink: Option<&mut dyn RankingSink>,
+) -> Result<Evaluation, EvaluateError> {
     let ks = cut_offs(options)?;
     check_pictures(gallery, queries, options)?;
     let (metrics, unsupported): (Vec<Metric>, Vec<Metric>) =
@@ -414,7 +427,10 @@ pub fn evaluate(
             ks: &evaluation.ks,
             depth: options.depth,
         };
-        let (results, per_query) = run.all(&metrics)?;
+        if let Some(sink) = sink.as_deref_mut() {
+            sink::tell_relevant(sink, index.name(), mode, &gallery, &judgements)?;
+        }
+        let (results, per_query) = run.all(&metrics, sink.as_deref_mut())?;
         evaluation.modes.push(results);
         evaluation.per_query.extend(per_query);
         if options.timing && evaluation.timings.is_empty() {
@@ -490,13 +506,17 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn all(&self, metrics: &[Metric]) -> Result<(ModeEvaluation, Vec<PerQuery>), EvaluateError> {
+    fn all(
+        &self,
+        metrics: &[Metric],
+        mut sink: Option<&mut dyn RankingSink>,
+    ) -> Result<(ModeEvaluation, Vec<PerQuery>), EvaluateError> {
         let mut results = Vec::new();
         let mut rows = Vec::new();
         let mut rankings = Vec::new();
         let mut measures: Vec<(Metric, Vec<Measures>)> = Vec::new();
         for &metric in metrics {
-            let outcomes = self.outcomes(metric)?;
+            let outcomes = self.outcomes(metric, sink.as_deref_mut())?;
             rows.extend(
                 self.judgements
                     .iter()
@@ -568,7 +588,11 @@ impl Run<'_> {
     }
 
     /// Searches for every query, and judges what came back.
-    fn outcomes(&self, metric: Metric) -> Result<Vec<Outcome>, EvaluateError> {
+    fn outcomes(
+        &self,
+        metric: Metric,
+        mut sink: Option<&mut dyn RankingSink>,
+    ) -> Result<Vec<Outcome>, EvaluateError> {
         let k = self.depth();
         let at_once = (HITS_AT_ONCE / k).clamp(1, 1024);
         let mut outcomes = Vec::with_capacity(self.judgements.len());
@@ -577,7 +601,8 @@ impl Run<'_> {
                 chunk.iter().map(|judgement| Query { vector: judgement.vector, k, metric }).collect();
             let found = self.index.search_many(&queries)?;
             let name = self.index.name();
-            let judge = Judge { gallery: self.gallery, twins: self.twins, ks: self.ks };
+            let keep_whole = sink.is_some();
+            let judge = Judge { gallery: self.gallery, twins: self.twins, ks: self.ks, keep_whole };
             let judged: Result<Vec<Outcome>, EvaluateError> = chunk
                 .par_iter()
                 .zip(found)
@@ -587,7 +612,12 @@ impl Run<'_> {
                     outcome.map_err(|id| EvaluateError::UnknownHit { engine: name.to_owned(), id })
                 })
                 .collect();
-            outcomes.extend(judged?);
+            let mut judged = judged?;
+            if let Some(sink) = sink.as_deref_mut() {
+                let of = (self.index.name(), self.mode, metric);
+                sink::tell_rankings(sink, of, self.gallery, chunk, &mut judged)?;
+            }
+            outcomes.extend(judged);
         }
         Ok(outcomes)
     }

@@ -1,15 +1,21 @@
 //! [`RunReport`] → what people and machines read of a run: `summary.json`, Markdown for a pull request, a page for a
-//! browser, a table on the terminal; and `run.json`, the record of how the run itself went.
+//! browser, JUnit XML for CI, a table on the terminal; and `run.json`, the record of how the run itself went. Not made from
+//! it, since they tell of more than a report holds: whole rankings ([`trec`]), and runs that came to no report
+//! ([`prometheus`]).
 //!
 //! `summary.json` is the report: the others are made from it, so `imagedex report` can write them again from it alone
 //! (the page needs `per_query.parquet` and the picture files as well).
 //! Its part `measured` holds all that differs between two runs over the same input; the rest may be compared as text.
 
 mod findings;
+pub mod github;
 pub mod html;
+mod junit;
 mod markdown;
+pub mod prometheus;
 mod table;
 mod terminal;
+pub mod trec;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +25,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming, read_per_query};
@@ -27,6 +34,7 @@ use crate::stats::{Books, LoadBooks, StageStats};
 
 pub use findings::{chance, range};
 pub use html::{Html, Pictures};
+pub use junit::Junit;
 pub use markdown::{Markdown, escape};
 pub use table::{Table, decimal};
 pub use terminal::Terminal;
@@ -234,7 +242,20 @@ pub(crate) fn write_whole<E: fmt::Display + From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), E>,
 ) -> Result<(), String> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = temporary_in(folder_of(path)).map_err(|error| error.to_string())?;
+    write(file.as_file_mut()).map_err(|error| error.to_string())?;
+    file.as_file().sync_all().map_err(|error| error.to_string())?;
+    file.persist(path).map_err(|error| error.error.to_string())?;
+    Ok(())
+}
+
+/// The folder that holds `path`.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A file that goes away unless it is given its name.
+fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {
@@ -242,9 +263,5 @@ pub(crate) fn write_whole<E: fmt::Display + From<io::Error>>(
         use std::os::unix::fs::PermissionsExt;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    let mut file = builder.prefix(".imagedex-").tempfile_in(folder).map_err(|error| error.to_string())?;
-    write(file.as_file_mut()).map_err(|error| error.to_string())?;
-    file.as_file().sync_all().map_err(|error| error.to_string())?;
-    file.persist(path).map_err(|error| error.error.to_string())?;
-    Ok(())
+    builder.prefix(".imagedex-").tempfile_in(folder)
 }
