@@ -15,7 +15,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernels::{self, Kernel, Lanes, Sum};
-use super::{EngineError, Hit, Query, Searcher, VectorIndex};
+use super::{EngineError, Hit, Query, Ranker, Searcher, VectorIndex};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -79,6 +79,29 @@ impl Searcher for Flat {
 
     fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
         let table = self.table()?;
+        Ok(self.best_keys(queries)?.into_par_iter().map(|keys| table.hits(&keys)).collect())
+    }
+
+    fn ranker(&self) -> Option<&dyn Ranker> {
+        Some(self)
+    }
+}
+
+impl Ranker for Flat {
+    fn ids(&self) -> &[String] {
+        self.table.as_ref().map(|table| table.ids.as_slice()).unwrap_or_default()
+    }
+
+    fn rank_many(&self, queries: &[Query]) -> Result<Vec<Vec<(u32, f32)>>, EngineError> {
+        let rows = |keys: Vec<Key>| keys.iter().map(|key| (key.row() as u32, key.value())).collect();
+        Ok(self.best_keys(queries)?.into_par_iter().map(rows).collect())
+    }
+}
+
+impl Flat {
+    /// The best rows of each query.
+    fn best_keys(&self, queries: &[Query]) -> Result<Vec<Vec<Key>>, EngineError> {
+        let table = self.table()?;
         let prepared =
             queries.iter().map(|query| table.prepare(query, self.kernel)).collect::<Result<Vec<_>, _>>()?;
         let search = Search { table, kernel: self.kernel, non_negative: self.non_negative };
@@ -104,7 +127,7 @@ impl Searcher for Flat {
         for (i, keys) in full.into_iter().zip(search.ranked(&asked)) {
             found[i] = Some(keys);
         }
-        Ok(found.into_par_iter().map(|keys| table.hits(&keys.unwrap_or_default())).collect())
+        Ok(found.into_iter().map(Option::unwrap_or_default).collect())
     }
 }
 

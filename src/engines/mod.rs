@@ -156,6 +156,20 @@ pub trait Searcher {
     fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
         queries.iter().map(|query| self.search(query)).collect()
     }
+
+    /// The engine as one that ranks whole galleries, where it can.
+    fn ranker(&self) -> Option<&dyn Ranker> {
+        None
+    }
+}
+
+/// An engine in memory that names pictures by number: whole rankings of a large gallery would else be mostly copies of ids.
+pub trait Ranker {
+    /// The pictures, by number.
+    fn ids(&self) -> &[String];
+
+    /// As [`Searcher::search_many`]: numbers and scores.
+    fn rank_many(&self, queries: &[Query]) -> Result<Vec<Vec<(u32, f32)>>, EngineError>;
 }
 
 /// An index of vectors: what is put in with [`upsert`](VectorIndex::upsert) can be searched after

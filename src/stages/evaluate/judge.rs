@@ -5,7 +5,6 @@ use super::measures::{Measures, TieAtK};
 use super::per_query::QueryState;
 use super::ranking::{self, Ranked};
 use super::relevance::{Gallery, Judgement};
-use crate::engines::Hit;
 
 /// What hits are judged by; the same for all queries of a mode.
 pub struct Judge<'a> {
@@ -33,18 +32,12 @@ pub struct Outcome {
 }
 
 impl Judge<'_> {
-    /// Judges the hits of query number `query`. The error is the id of a hit that is not in the gallery.
-    pub fn judge(&self, query: usize, judgement: &Judgement, hits: &[Hit]) -> Result<Outcome, String> {
-        let gallery = self.gallery;
-        let mut seen = vec![false; gallery.batch.len()];
-        let mut all: Ranked = Vec::with_capacity(hits.len());
-        for hit in hits {
-            let row = gallery.row(&hit.id).ok_or_else(|| hit.id.clone())?;
-            if !std::mem::replace(&mut seen[row as usize], true) {
-                all.push((row, hit.score));
-            }
-        }
-        let repeated = hits.len() - all.len();
+    /// Judges the hits of query number `query`.
+    pub fn judge(&self, query: usize, judgement: &Judgement, mut all: Ranked) -> Outcome {
+        let found = all.len();
+        let mut seen = vec![false; self.gallery.batch.len()];
+        all.retain(|(row, _)| !std::mem::replace(&mut seen[*row as usize], true));
+        let repeated = found - all.len();
         let adjusted = self.adjusted(query, judgement, &all);
         let mut ranked = all;
         ranked.retain(|(row, _)| judgement.excluded.binary_search(row).is_err());
@@ -54,7 +47,7 @@ impl Judge<'_> {
         let whole = self.keep_whole.then(|| ranked.clone());
         ranked.truncate(most_k.max(ranking::COMPARED) + ranking::MARGIN);
         let has_measures = judgement.state() == QueryState::Evaluated;
-        Ok(Outcome {
+        Outcome {
             measures: has_measures.then(|| Measures::of(&relevant, judgement.relevant, self.ks)),
             ties: self.ks.iter().map(|&k| TieAtK::of(&relevant, &scores, k)).collect(),
             first_relevant_rank: relevant.iter().position(|is_relevant| *is_relevant).map(|i| i + 1),
@@ -62,7 +55,7 @@ impl Judge<'_> {
             whole,
             repeated,
             adjusted,
-        })
+        }
     }
 
     /// Which hits are right.

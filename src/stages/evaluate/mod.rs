@@ -27,7 +27,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::engines::{EngineError, Hit, Query, Searcher};
+use crate::engines::{EngineError, Hit, Query, Ranker, Searcher};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -44,7 +44,7 @@ pub use timing::SearchTiming;
 
 use judge::{Judge, Outcome};
 use leakage::Twins;
-use ranking::Truth;
+use ranking::{Ranked, Truth};
 use relevance::{Gallery, Judgement};
 
 /// With fewer evaluated queries than this a difference between metrics says next to nothing: at 30, a share near one
@@ -381,7 +381,7 @@ pub fn evaluate_into(
     gallery: &EmbeddingBatch,
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
-    mut sink: Option<&mut dyn RankingSink>,
+    mut sink: Option<&mut (dyn RankingSink + '_)>,
 ) -> Result<Evaluation, EvaluateError> {
     let ks = cut_offs(options)?;
     check_pictures(gallery, queries, options)?;
@@ -419,6 +419,7 @@ pub fn evaluate_into(
         let twins = Twins::find(mode, &gallery, &judgements);
         let run = Run {
             index,
+            ranker: ranker(index, &gallery),
             gallery: &gallery,
             truth: &truth,
             judgements: &judgements,
@@ -439,6 +440,13 @@ pub fn evaluate_into(
         }
     }
     Ok(evaluation)
+}
+
+/// Nothing where the engine's pictures are not the gallery's: then each hit is looked up, and the first unknown one is named.
+fn ranker<'a>(index: &'a dyn Searcher, gallery: &Gallery) -> Option<(&'a dyn Ranker, Vec<u32>)> {
+    let ranker = index.ranker()?;
+    let row_of: Option<Vec<u32>> = ranker.ids().iter().map(|id| gallery.row(id)).collect();
+    Some((ranker, row_of?))
 }
 
 fn hash_of(batch: &EmbeddingBatch) -> String {
@@ -496,6 +504,8 @@ fn check_pictures(
 /// One mode of one evaluation.
 struct Run<'a> {
     index: &'a dyn Searcher,
+    /// The engine where it ranks by number, and the gallery's row of each number.
+    ranker: Option<(&'a dyn Ranker, Vec<u32>)>,
     gallery: &'a Gallery<'a>,
     truth: &'a Truth<'a>,
     judgements: &'a [Judgement<'a>],
@@ -509,7 +519,7 @@ impl Run<'_> {
     fn all(
         &self,
         metrics: &[Metric],
-        mut sink: Option<&mut dyn RankingSink>,
+        mut sink: Option<&mut (dyn RankingSink + '_)>,
     ) -> Result<(ModeEvaluation, Vec<PerQuery>), EvaluateError> {
         let mut results = Vec::new();
         let mut rows = Vec::new();
@@ -587,11 +597,30 @@ impl Run<'_> {
         wanted.min(self.index.max_k()).clamp(1, pictures)
     }
 
+    /// What the engine returns, by the gallery's rows.
+    fn ranked(&self, queries: &[Query]) -> Result<Vec<Ranked>, EvaluateError> {
+        if let Some((ranker, row_of)) = &self.ranker {
+            let rows = |ranked: Vec<(u32, f32)>| -> Ranked {
+                ranked.into_iter().map(|(number, score)| (row_of[number as usize], score)).collect()
+            };
+            return Ok(ranker.rank_many(queries)?.into_par_iter().map(rows).collect());
+        }
+        let name = self.index.name();
+        let rows = |hits: Vec<Hit>| -> Result<Ranked, EvaluateError> {
+            let row = |hit: &Hit| {
+                let unknown = || EvaluateError::UnknownHit { engine: name.to_owned(), id: hit.id.clone() };
+                Ok((self.gallery.row(&hit.id).ok_or_else(unknown)?, hit.score))
+            };
+            hits.iter().map(row).collect()
+        };
+        self.index.search_many(queries)?.into_par_iter().map(rows).collect()
+    }
+
     /// Searches for every query, and judges what came back.
     fn outcomes(
         &self,
         metric: Metric,
-        mut sink: Option<&mut dyn RankingSink>,
+        mut sink: Option<&mut (dyn RankingSink + '_)>,
     ) -> Result<Vec<Outcome>, EvaluateError> {
         let k = self.depth();
         let at_once = (HITS_AT_ONCE / k).clamp(1, 1024);
@@ -599,20 +628,15 @@ impl Run<'_> {
         for (number, chunk) in self.judgements.chunks(at_once).enumerate() {
             let queries: Vec<Query> =
                 chunk.iter().map(|judgement| Query { vector: judgement.vector, k, metric }).collect();
-            let found = self.index.search_many(&queries)?;
-            let name = self.index.name();
+            let found = self.ranked(&queries)?;
             let keep_whole = sink.is_some();
             let judge = Judge { gallery: self.gallery, twins: self.twins, ks: self.ks, keep_whole };
-            let judged: Result<Vec<Outcome>, EvaluateError> = chunk
+            let mut judged: Vec<Outcome> = chunk
                 .par_iter()
                 .zip(found)
                 .enumerate()
-                .map(|(i, (judgement, hits))| {
-                    let outcome = judge.judge(number * at_once + i, judgement, &hits);
-                    outcome.map_err(|id| EvaluateError::UnknownHit { engine: name.to_owned(), id })
-                })
+                .map(|(i, (judgement, ranked))| judge.judge(number * at_once + i, judgement, ranked))
                 .collect();
-            let mut judged = judged?;
             if let Some(sink) = sink.as_deref_mut() {
                 let of = (self.index.name(), self.mode, metric);
                 sink::tell_rankings(sink, of, self.gallery, chunk, &mut judged)?;

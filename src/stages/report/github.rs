@@ -68,7 +68,11 @@ mod tests {
     fn what_github_would_not_show_is_shortened_at_a_section() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let file = folder.path().join("summary.md");
-        let long = format!("# title\n\n## first\n\n{}\n## second\n\n{}", "text ü\n".repeat(9), "line ü\n".repeat(200_000));
+        let long = format!(
+            "# title\n\n## first\n\n{}\n## second\n\n{}",
+            "text ü\n".repeat(9),
+            "line ü\n".repeat(200_000)
+        );
         append(&file, &long, Path::new("runs/a_b/report.md")).expect("made");
         let text = fs::read_to_string(&file).expect("a file");
         assert!(text.len() <= MOST && text.starts_with(&long[..80]), "{} bytes", text.len());
