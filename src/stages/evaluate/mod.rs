@@ -381,7 +381,7 @@ pub fn evaluate_into(
     gallery: &EmbeddingBatch,
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
-    mut sink: Option<&mut dyn RankingSink>,
+    mut sink: Option<&mut (dyn RankingSink + '_)>,
 ) -> Result<Evaluation, EvaluateError> {
     let ks = cut_offs(options)?;
     check_pictures(gallery, queries, options)?;
@@ -509,7 +509,7 @@ impl Run<'_> {
     fn all(
         &self,
         metrics: &[Metric],
-        mut sink: Option<&mut dyn RankingSink>,
+        mut sink: Option<&mut (dyn RankingSink + '_)>,
     ) -> Result<(ModeEvaluation, Vec<PerQuery>), EvaluateError> {
         let mut results = Vec::new();
         let mut rows = Vec::new();
@@ -591,7 +591,7 @@ impl Run<'_> {
     fn outcomes(
         &self,
         metric: Metric,
-        mut sink: Option<&mut dyn RankingSink>,
+        mut sink: Option<&mut (dyn RankingSink + '_)>,
     ) -> Result<Vec<Outcome>, EvaluateError> {
         let k = self.depth();
         let at_once = (HITS_AT_ONCE / k).clamp(1, 1024);

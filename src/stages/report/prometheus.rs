@@ -76,7 +76,10 @@ impl Textfile {
             Ok(before) => String::from_utf8_lossy(&before).into_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return 0,
             Err(error) => {
-                tracing::warn!("cannot read {}: {error}; when a run last succeeded is lost", self.path.display());
+                tracing::warn!(
+                    "cannot read {}: {error}; when a run last succeeded is lost",
+                    self.path.display()
+                );
                 return 0;
             }
         };
@@ -99,7 +102,11 @@ struct Ended {
 /// The whole file.
 fn text(pipeline: &str, ended: &Ended, facts: &RunFacts) -> String {
     let mut text = Text { pipeline, text: String::new() };
-    text.one("imagedex_last_run_timestamp_seconds", "When the last run ended, in seconds since 1970.", ended.now as f64);
+    text.one(
+        "imagedex_last_run_timestamp_seconds",
+        "When the last run ended, in seconds since 1970.",
+        ended.now as f64,
+    );
     text.one(
         "imagedex_last_run_exit_code",
         "How the last run ended: 0 done, 1 gate, 2 usage, 3 too many failed pictures, 4 infrastructure, 75 locked, 130 interrupted.",
@@ -144,7 +151,8 @@ fn write_load(load: &LoadBooks, text: &mut Text) {
     text.family(
         "imagedex_load_documents",
         "Documents and deletions that the last run sent to the engine, by what became of them.",
-        outcomes.map(|(outcome, count)| (vec![("engine", &*load.engine), ("outcome", outcome)], count as f64)),
+        outcomes
+            .map(|(outcome, count)| (vec![("engine", &*load.engine), ("outcome", outcome)], count as f64)),
     );
     let states = [("searchable", load.searchable), ("rejected", load.rejected)];
     text.family(
@@ -157,11 +165,19 @@ fn write_load(load: &LoadBooks, text: &mut Text) {
 fn write_report(report: &RunReport, text: &mut Text) {
     let mut measures = Vec::new();
     for evaluation in &report.evaluations {
-        for (mode, metric) in
-            evaluation.modes.iter().flat_map(|mode| mode.metrics.iter().map(move |metric| (mode.mode, metric)))
+        for (mode, metric) in evaluation
+            .modes
+            .iter()
+            .flat_map(|mode| mode.metrics.iter().map(move |metric| (mode.mode, metric)))
         {
             let mut push = |measure: String, value: f64| {
-                measures.push((evaluation.engine.as_str(), metric.metric.name(), mode.name(), measure, value));
+                measures.push((
+                    evaluation.engine.as_str(),
+                    metric.metric.name(),
+                    mode.name(),
+                    measure,
+                    value,
+                ));
             };
             if let Some(micro) = &metric.micro {
                 let of_queries = Measure::all(&evaluation.ks).into_iter();
@@ -242,7 +258,10 @@ imagedex_last_run_timestamp_seconds{pipeline="a \"b\"\\c\nd"} 1700000000
         let text = text("a \"b\"\\c\nd", &ended, &RunFacts::default());
         assert!(text.starts_with(FIRST), "{text}");
         assert_eq!(text.lines().count(), 12, "{text}");
-        assert!(text.ends_with("imagedex_run_duration_seconds{pipeline=\"a \\\"b\\\"\\\\c\\nd\"} 1.5\n"), "{text}");
+        assert!(
+            text.ends_with("imagedex_run_duration_seconds{pipeline=\"a \\\"b\\\"\\\\c\\nd\"} 1.5\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -251,7 +270,8 @@ imagedex_last_run_timestamp_seconds{pipeline="a \"b\"\\c\nd"} 1700000000
         let path = folder.path().join("a.prom");
         let last_success = || {
             let text = fs::read_to_string(&path).expect("a file");
-            let line = text.lines().find_map(|line| line.strip_prefix("imagedex_last_success_timestamp_seconds"));
+            let line =
+                text.lines().find_map(|line| line.strip_prefix("imagedex_last_success_timestamp_seconds"));
             line.expect("a line").to_owned()
         };
         let file = Textfile::open(&path, "a\n\"b").expect("writable");

@@ -221,8 +221,10 @@ mod tests {
              a%20query Q0 b 3 1 graph-of-8.l1\n"
         );
         assert_eq!(written, Written { files: 2, bytes: (qrels.len() + run.len()) as u64 });
-        let mut names: Vec<_> =
-            fs::read_dir(&folder).expect("a folder").map(|entry| entry.expect("an entry").file_name()).collect();
+        let mut names: Vec<_> = fs::read_dir(&folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name())
+            .collect();
         names.sort();
         assert_eq!(names, ["graph-of-8.l1.held_out.run", "held_out.qrels", "notes.txt"]);
     }
