@@ -37,8 +37,13 @@ pub enum Exit {
 pub struct UsageError(pub String);
 
 impl Exit {
-    /// The code of an error: what its cause is decides, wherever in the chain it stands. Unknown causes are infrastructure.
+    /// The code of an error: what its cause is decides, wherever in the chain it stands. Unknown causes are infrastructure. The
+    /// reader of our output going away (`| head`) is none: it has all it wanted.
     pub fn of(error: &anyhow::Error) -> Exit {
+        let is_broken_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+        if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_broken_pipe) {
+            return Exit::Done;
+        }
         error.chain().find_map(Exit::of_cause).unwrap_or(Exit::Infrastructure)
     }
 

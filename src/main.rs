@@ -16,11 +16,12 @@ fn main() -> ExitCode {
     interrupt::listen();
     let exit = match commands::run(cli.command) {
         Ok(exit) => exit,
-        // The reader of our output went away (`| head`): it has all it wanted.
-        Err(error) if is_broken_pipe(&error) => Exit::Done,
         Err(error) => {
-            tracing::error!("{error:#}");
-            Exit::of(&error)
+            let exit = Exit::of(&error);
+            if exit != Exit::Done {
+                tracing::error!("{error:#}");
+            }
+            exit
         }
     };
     ExitCode::from(exit as u8)
@@ -37,13 +38,6 @@ fn quiet_panics() {
             tracing::debug!(target: "imagedex", "{panic}");
         }
     }));
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn log_to_stderr(format: LogFormat) {

@@ -24,29 +24,51 @@ use crate::setup;
 use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule};
-use crate::stages::evaluate::{self, EvaluateOptions, Evaluation, Space};
+use crate::stages::evaluate::{self, EvaluateOptions, Evaluation, RankingSink, Space};
 use crate::stages::gate::Verdict;
 use crate::stages::load::{self, Loaded};
 use crate::stages::preprocess::{self, ImageBatch};
+use crate::stages::report::prometheus::{RunFacts, Textfile};
+use crate::stages::report::trec::TrecFolder;
 use crate::stages::report::{self, Exporter, RunRecord, RunReport};
 use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 
-/// Pictures → feature table → engine → measures → gate → report → what users search.
+/// All phases; and what monitoring reads of them, however they end.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
+    let textfile = config.report.prometheus.as_ref().map(|path| Textfile::open(path, &config.name));
+    let textfile = textfile.transpose()?;
+    let mut facts = RunFacts::default();
+    let ended = run_all(config, &mut facts);
+    let Some(textfile) = textfile else { return ended };
+    let exit = ended.as_ref().map_or_else(Exit::of, |exit| *exit);
+    match (textfile.write(exit, &facts), ended) {
+        (Ok(()), ended) => ended,
+        (Err(error), Ok(Exit::Done)) => Err(error.into()),
+        (Err(error), ended) => {
+            tracing::error!("{error}");
+            ended
+        }
+    }
+}
+
+/// Pictures → feature table → engine → measures → gate → report → what users search.
+fn run_all(config: &PipelineConfig, facts: &mut RunFacts) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let baseline = run.baseline()?;
     let index = run.engine()?;
     let mut extracted = run.extract()?;
+    facts.books = Some(extracted.books);
     if extracted.exit == Exit::Interrupted {
         return run.close(extracted);
     }
     let mut loaded = extracted.stages.load(|| run.load(index))?;
+    facts.load = Some(loaded.books.clone());
     let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
     let (verdict, incomparable) = run.gate(&extracted, &evaluations, baseline.as_ref());
     extracted.exit = verdict.exit(extracted.exit);
-    run.report(&extracted, &loaded, evaluations, &verdict)?;
+    facts.report = Some(run.report(&extracted, &loaded, evaluations, &verdict)?);
     incomparable.map_or(Ok(()), Err)?;
     run.promote(&extracted, &mut loaded)?;
     run.close(extracted)
@@ -281,6 +303,10 @@ impl<'a> Run<'a> {
         self.config.work.join("report")
     }
 
+    fn trec_dir(&self) -> PathBuf {
+        self.report_dir().join("trec")
+    }
+
     fn failures_file(&self) -> PathBuf {
         self.config.work.join("failures.parquet")
     }
@@ -513,6 +539,8 @@ impl<'a> Run<'a> {
         let gallery = self.block_on(store.read(Some(Split::Gallery)))?;
         let queries = self.block_on(store.read(Some(Split::Query)))?;
         let wanted = &self.config.evaluate;
+        let trec = self.config.report.trec.then(|| TrecFolder::create(&self.trec_dir()));
+        let mut trec = trec.transpose()?;
         let mut evaluations = Vec::new();
         for arm in loaded.index.arms() {
             let supported = wanted.metrics.iter().any(|metric| arm.supports(*metric));
@@ -526,7 +554,13 @@ impl<'a> Run<'a> {
                 modes: wanted.modes.clone(),
                 ..EvaluateOptions::default()
             };
-            evaluations.push(evaluate::evaluate(arm, &gallery, &queries, &options)?);
+            let sink = trec.as_mut().map(|trec| trec as &mut dyn RankingSink);
+            evaluations.push(evaluate::evaluate_into(arm, &gallery, &queries, &options, sink)?);
+        }
+        if let Some(trec) = trec {
+            let written = trec.finish()?;
+            let (folder, mb) = (self.trec_dir(), written.bytes as f64 / 1e6);
+            tracing::info!("TREC: {} files of {mb:.1} MB in {}", written.files, folder.display());
         }
         Ok(evaluations)
     }
@@ -611,7 +645,7 @@ impl<'a> Run<'a> {
         loaded: &Loaded,
         evaluations: Vec<Evaluation>,
         verdict: &Verdict,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<RunReport> {
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
         evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
@@ -622,7 +656,8 @@ impl<'a> Run<'a> {
         // Of a table that was imported there are none.
         report.books = report.books.filter(|books| *books != Books::default());
         report::export(&report, &report::Summary, &folder.join("summary.json"))?;
-        self.render(&report)
+        self.render(&report)?;
+        Ok(report)
     }
 
     fn render(&self, report: &RunReport) -> anyhow::Result<()> {
@@ -630,6 +665,8 @@ impl<'a> Run<'a> {
         report::export(report, &report::Markdown, &markdown)?;
         let page = self.report_dir().join("report.html");
         report::export(report, &report::Html { pictures: self.pictures() }, &page)?;
+        report::export(report, &report::Junit, &self.report_dir().join("junit.xml"))?;
+        report::github::append_step_summary(report, &markdown);
         let mut text = Vec::new();
         report::Terminal.write(report, &mut text)?;
         text.extend(format!("report: {}\nreport: {}\n", markdown.display(), page.display()).into_bytes());

@@ -4,15 +4,19 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 
+use super::{Exporter, Markdown, RunReport};
+
 /// GitHub shows nothing of a summary with more bytes than this.
 const MOST: usize = 1 << 20;
 
-/// Appends `markdown`, or as much of it as GitHub shows, and says then where the whole of it is. A summary that cannot be
-/// written is no reason for a run to fail.
-pub fn append_step_summary(markdown: &str, whole: &Path) {
+/// Appends the Markdown report, or as much of it as GitHub shows, and says then where the whole of it is. A summary that cannot
+/// be written is no reason for a run to fail.
+pub fn append_step_summary(report: &RunReport, whole: &Path) {
     let Some(file) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|file| !file.is_empty()) else { return };
     let file = Path::new(&file);
-    if let Err(error) = append(file, markdown, whole) {
+    let mut markdown = Vec::new();
+    let written = Markdown.write(report, &mut markdown);
+    if let Err(error) = written.and_then(|()| append(file, &String::from_utf8_lossy(&markdown), whole)) {
         tracing::warn!(
             "GITHUB_STEP_SUMMARY: cannot append to {}: {error}; the report is {}",
             file.display(),
