@@ -997,7 +997,7 @@ fn an_api_key_is_sent_and_never_shown() {
             .expect("the program starts"),
     )
     .exits(4)
-    .complains("401");
+    .complains("unable to authenticate");
     assert!(
         heads
             .lock()
