@@ -13,7 +13,7 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 	--only-binary=:all:
 
 .DEFAULT_GOAL := help
-.PHONY: help tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -22,8 +22,17 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: setup setup-python setup-es setup-browser ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-browser ## build, set up, run all tests
 	cargo test --release
+
+test-tools: tools
+	@missing=; \
+	if [ ! -e "$(IMAGEDEX_CACHE)/es-node/home" ]; then \
+		mvn --version >/dev/null 2>&1 || missing="$$missing\n  Maven: fetches Elasticsearch (Debian: apt-get install maven)"; \
+		openssl version >/dev/null 2>&1 || missing="$$missing\n  openssl: makes its certificates (Debian: apt-get install openssl)"; \
+	fi; \
+	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing\n  python3's module venv (Debian: apt-get install python3-venv)"; \
+	if [ -n "$$missing" ]; then printf "please install first:$$missing\n" >&2; exit 1; fi
 
 build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
 	cargo build --release

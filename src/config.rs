@@ -375,10 +375,13 @@ impl PipelineConfig {
             .map_err(|error| parse_error(&origin, None, &error));
         for change in &changes {
             change.apply(&mut table);
-            parsed = table
-                .clone()
-                .try_into::<PipelineFile>()
-                .map_err(|error| parse_error(&change.origin, None, &error));
+            let after = table.clone().try_into::<PipelineFile>();
+            let after = after.map_err(|error| parse_error(&change.origin, None, &error));
+            // A key that the file lacks and no change supplies is the file's mistake.
+            parsed = match (parsed, after) {
+                (Err(before), Err(_)) => Err(before),
+                (_, after) => after,
+            };
         }
         parsed?.finish(file, &origin, &folder)
     }
@@ -426,6 +429,8 @@ impl PipelineFile {
             return Err(value_error("model.batch", format!("{batch} is not between 1 and 1024")));
         }
         let metrics = self.evaluate.metrics.unwrap_or_else(|| Metric::ALL.to_vec());
+        let metrics = metrics.iter().enumerate().filter(|(i, metric)| !metrics[..*i].contains(metric));
+        let metrics: Vec<Metric> = metrics.map(|(_, metric)| *metric).collect();
         if metrics.is_empty() {
             return Err(value_error("evaluate.metrics", "names no metric".to_owned()));
         }

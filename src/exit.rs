@@ -40,8 +40,13 @@ impl Exit {
     /// The code of an error: what its cause is decides, wherever in the chain it stands. Unknown causes are infrastructure. The
     /// reader of our output going away (`| head`) is none: it has all it wanted.
     pub fn of(error: &anyhow::Error) -> Exit {
-        let is_broken_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
-        if error.chain().filter_map(|cause| cause.downcast_ref()).any(is_broken_pipe) {
+        let is_broken_pipe =
+            |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<std::io::Error>() {
+                Some(error) => error.kind() == std::io::ErrorKind::BrokenPipe,
+                // Arrow's writers keep the text alone.
+                None => cause.to_string().contains("Broken pipe (os error 32)"),
+            };
+        if error.chain().any(is_broken_pipe) {
             return Exit::Done;
         }
         error.chain().find_map(Exit::of_cause).unwrap_or(Exit::Infrastructure)

@@ -14,7 +14,9 @@ pub fn is_set() -> bool {
 pub fn listen() {
     let result = ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(crate::exit::Exit::Interrupted as u8));
+            // At once: no destructors, which would pull the model's library away from the threads that are in it.
+            // SAFETY: `_exit` takes any number and touches no memory of ours.
+            unsafe { libc::_exit(i32::from(crate::exit::Exit::Interrupted as u8)) };
         }
         eprintln!("stopping after the open batch; once more to stop at once");
     });

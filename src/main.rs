@@ -10,6 +10,7 @@ use imagedex::{commands, interrupt};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    no_backtraces_in_errors();
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);
     quiet_panics();
@@ -25,6 +26,14 @@ fn main() -> ExitCode {
         }
     };
     ExitCode::from(exit as u8)
+}
+
+/// With `RUST_BACKTRACE` set, as CI often has it, libraries would print their stacks into error sentences. Panics keep theirs.
+fn no_backtraces_in_errors() {
+    if std::env::var_os("RUST_LIB_BACKTRACE").is_none() {
+        // SAFETY: nothing has been started yet, so no other thread reads the environment.
+        unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
+    }
 }
 
 /// Libraries' worker threads panic on a full disk or a damaged picture, are caught, and become one clear error; the panic's

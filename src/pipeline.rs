@@ -63,15 +63,12 @@ fn run_all(config: &PipelineConfig, facts: &mut RunFacts) -> anyhow::Result<Exit
     if extracted.exit == Exit::Interrupted {
         return run.close(extracted);
     }
-    let mut loaded = extracted.stages.load(|| run.load(index))?;
-    facts.load = Some(loaded.books.clone());
-    let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
-    let (verdict, incomparable) = run.gate(&extracted, &evaluations, baseline.as_ref());
-    extracted.exit = verdict.exit(extracted.exit);
-    facts.report = Some(run.report(&extracted, &loaded, evaluations, &verdict)?);
-    incomparable.map_or(Ok(()), Err)?;
-    run.promote(&extracted, &mut loaded)?;
-    run.close(extracted)
+    let served = run.serve(&mut extracted, index, baseline.as_ref(), facts);
+    if let Err(error) = &served {
+        extracted.exit = Exit::of(error);
+    }
+    let exit = run.close(extracted)?;
+    served.map(|()| exit)
 }
 
 /// Pictures → feature table.
@@ -85,6 +82,9 @@ pub fn extract(config: &PipelineConfig) -> anyhow::Result<Exit> {
 /// Feature table → engine. What users search on a server stays as it was: that is for [`run`], after measuring.
 pub fn load(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
+    if run.run_file().is_file() {
+        check_complete(&RunRecord::read(&run.run_file())?)?;
+    }
     let loaded = run.load(run.engine()?)?;
     say(loaded.books.to_string().as_bytes())?;
     Ok(Exit::Done)
@@ -621,6 +621,41 @@ impl<'a> Run<'a> {
         Ok(self.config.baseline.as_ref().map(|rule| Baseline::read(&rule.file)).transpose()?)
     }
 
+    /// Feature table → engine → measures → gate → report → what users search. What is not promoted is removed.
+    fn serve(
+        &self,
+        extracted: &mut Extracted,
+        index: Box<dyn VectorIndex>,
+        baseline: Option<&Baseline>,
+        facts: &mut RunFacts,
+    ) -> anyhow::Result<()> {
+        let mut loaded = extracted.stages.load(|| self.load(index))?;
+        facts.load = Some(loaded.books.clone());
+        let judged = self.judge(extracted, &mut loaded, baseline, facts);
+        if let (Err(_), Some(server)) = (&judged, loaded.index.as_server())
+            && let Err(error) = server.discard()
+        {
+            tracing::warn!("the new index was left behind, and the next run removes it: {error}");
+        }
+        judged
+    }
+
+    /// Loaded index → measures → gate → report → promotion.
+    fn judge(
+        &self,
+        extracted: &mut Extracted,
+        loaded: &mut Loaded,
+        baseline: Option<&Baseline>,
+        facts: &mut RunFacts,
+    ) -> anyhow::Result<()> {
+        let evaluations = extracted.stages.time("evaluate", || self.evaluate(loaded))?;
+        let (verdict, incomparable) = self.gate(extracted, &evaluations, baseline);
+        extracted.exit = verdict.exit(extracted.exit);
+        facts.report = Some(self.report(extracted, loaded, evaluations, &verdict)?);
+        incomparable.map_or(Ok(()), Err)?;
+        self.promote(extracted, loaded)
+    }
+
     /// Puts what was loaded in the place of what users search, unless the run found a reason not to.
     fn promote(&self, extracted: &Extracted, loaded: &mut Loaded) -> anyhow::Result<()> {
         let Some(server) = loaded.index.as_server() else { return Ok(()) };
@@ -633,7 +668,12 @@ impl<'a> Run<'a> {
                 server.discard()?;
                 say(b"the gate does not hold: what users search stays as it was, and the new index is removed\n")?;
             }
-            _ => tracing::warn!("not promoted: too many pictures failed; what users search stays as it was"),
+            _ => {
+                server.discard()?;
+                tracing::warn!(
+                    "too many pictures failed: what users search stays as it was, and the new index is removed"
+                );
+            }
         }
         Ok(())
     }
@@ -707,6 +747,7 @@ impl<'a> Run<'a> {
             });
         }
         let record = RunRecord::read(&path)?;
+        check_complete(&record)?;
         Ok(Extracted {
             books: record.books.unwrap_or_default(),
             failures: store::read_failures(&self.failures_file())?,
@@ -749,6 +790,20 @@ impl<'a> Run<'a> {
             crate::sql::run(&context, query, format, &mut std::io::stdout().lock()).await?;
             Ok(())
         })
+    }
+}
+
+/// Refuses a table that an interrupted extract left: part of the pictures would pass for all.
+fn check_complete(record: &RunRecord) -> anyhow::Result<()> {
+    match record.books {
+        Some(books) if books.check().is_err() => {
+            let reason = format!(
+                "the last extract was interrupted: {} of {} pictures are stored; run `imagedex extract` or `imagedex run` to go on",
+                books.stored, books.scanned
+            );
+            Err(UsageError(reason).into())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -7,12 +7,11 @@ mod search;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::cli::{Baseline, Cli, Command, Pipeline};
 use crate::config::PipelineConfig;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::{pipeline, sweep};
 
 /// Runs one command.
@@ -61,5 +60,6 @@ pub fn say(text: &[u8]) -> anyhow::Result<()> {
 
 /// The bytes of a picture named on the command line.
 fn read_picture(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path).with_context(|| format!("cannot read picture {}", path.display()))
+    std::fs::read(path)
+        .map_err(|error| UsageError(format!("cannot read picture {}: {error}", path.display())).into())
 }

@@ -46,7 +46,10 @@ pub fn search(args: &Search) -> anyhow::Result<Exit> {
     };
     hits.retain(|hit| args.threshold.is_none_or(|threshold| hit.score >= threshold));
     let found: Vec<String> = hits.iter().map(|hit| hit.id.clone()).collect();
-    let mut labels = run.labels(&found)?;
+    let mut labels = match index.as_server() {
+        Some(server) => server.labels(&found)?,
+        None => run.labels(&found)?,
+    };
     let hits = hits.into_iter().map(|Hit { id, score }| Found { label: labels.remove(&id), id, score });
     let answer = Answer {
         image: args.image.display().to_string(),
@@ -86,13 +89,21 @@ struct Found {
     score: f32,
 }
 
+/// Text from outside for a terminal: control characters as escapes, everything else as it is.
+fn shown(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
 impl Answer {
     /// For a terminal.
     fn table(&self) -> String {
         let mut text = format!("  #  score       picture  label   ({}, {})\n", self.metric, self.engine);
         for (i, Found { id, label, score }) in self.hits.iter().enumerate() {
             let label = label.as_deref().unwrap_or_default();
-            text += &format!("{:>3}  {score:<10.6}  {id}  {label}\n", i + 1);
+            // A name could hold a line's end, or a command to the terminal.
+            text += &format!("{:>3}  {score:<10.6}  {}  {}\n", i + 1, shown(id), shown(label));
         }
         text
     }

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
+use std::collections::BTreeMap;
+
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -207,7 +209,7 @@ pub trait Server: VectorIndex {
     /// Whether a load can succeed: reachable, version, privileges, alias, disk. What was found, a line each.
     fn preflight(&mut self) -> Result<Vec<String>, EngineError>;
 
-    /// Takes the lock, clears away what a killed run left, and says what stands ready of vectors like `source`: an
+    /// Takes the lock, clears away what a killed run left and what no run has promoted, and says what stands ready of vectors like `source`: an
     /// index at the same version, else the live one where changes can be applied to it.
     fn prepare(&mut self, source: &Source) -> Result<Option<Standing>, EngineError>;
 
@@ -240,6 +242,9 @@ pub trait Server: VectorIndex {
 
     /// Attaches to the live index, to search it.
     fn attach(&mut self, fingerprint: &str, dim: usize) -> Result<(), EngineError>;
+
+    /// The classes of pictures, by id, as the index has them.
+    fn labels(&self, ids: &[String]) -> Result<BTreeMap<String, String>, EngineError>;
 
     /// The nearest among the pictures that pass all `filters`.
     fn search_filtered(&self, query: &Query, filters: &[Filter]) -> Result<Vec<Hit>, EngineError>;

@@ -116,7 +116,8 @@ pub fn build(
             wrong.push(format!("{} has sha256 {sha256}, the card says {}", entry.file, entry.sha256));
             continue;
         }
-        let mut file = tempfile::NamedTempFile::new_in(models_dir).map_err(|error| io(models_dir, error))?;
+        let mut file =
+            crate::stages::report::temporary_in(models_dir).map_err(|error| io(models_dir, error))?;
         file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(|error| io(&path, error))?;
         file.persist(&path).map_err(|error| io(&path, error.error))?;
         built.push(Built { file: path, sha256, bytes: bytes.len() as u64, made: true });

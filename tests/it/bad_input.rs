@@ -9,6 +9,8 @@ use imagedex::stages::decode::{self, DecodeError, DecodeOptions, DecodedImage, E
 use imagedex::stages::scan::{self, LabelRule, Scan, ScanError, ScanOptions, Seen, Split};
 use proptest::prelude::*;
 
+use crate::support::{Shop, imagedex};
+
 fn photo(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 3) as u8, (x + y) as u8]))
 }
@@ -524,4 +526,41 @@ proptest! {
         bytes.truncate(cut.index(bytes.len()));
         let _ = decode::decode(&bytes, &options);
     }
+}
+
+#[test]
+fn a_table_that_an_interrupted_extract_left_is_not_loaded_as_if_it_were_whole() {
+    let shop = Shop::new();
+    for i in 0..6 {
+        shop.picture(&format!("gallery/{}/{i}.png", ["cat", "dog"][i % 2]), i as u32 + 1);
+    }
+    shop.pipeline("[input]\ngallery = 'gallery'\n[model]\nprecision = 'int8'\nprovider = 'openvino'\n");
+    shop.imagedex("run").exits(0);
+    // As a run leaves it that was stopped after four pictures of ten.
+    let file = shop.path("runs/shop/run.json");
+    let mut record = shop.run_json();
+    record["exit_code"] = 130.into();
+    record["books"]["scanned"] = 10.into();
+    std::fs::write(&file, record.to_string()).expect("written");
+    for command in ["load", "evaluate"] {
+        shop.imagedex(command)
+            .exits(2)
+            .complains("was interrupted: 6 of 10 pictures are stored")
+            .complains("imagedex extract");
+    }
+    shop.imagedex("run").exits(0);
+    shop.imagedex("load").exits(0);
+}
+
+#[test]
+fn a_run_that_stored_nothing_ties_the_folder_to_no_settings() {
+    let shop = Shop::new();
+    shop.picture("gallery/cat/1.png", 1);
+    shop.picture("gallery/cat/2.png", 2);
+    shop.pipeline("[input]\ngallery = 'gallery'\n[model]\nprecision = 'int8'\nprovider = 'cpu'\n");
+    let pipeline = shop.path("shop.toml").display().to_string();
+    imagedex(["run", &pipeline, "--set", "runtime.library=/etc/passwd"]).exits(4);
+    imagedex(["run", &pipeline, "--set", "model.provider=openvino"]).exits(0);
+    // Now there is something in it.
+    imagedex(["run", &pipeline]).exits(2).complains("made with other settings");
 }

@@ -1009,3 +1009,82 @@ fn an_api_key_is_sent_and_never_shown() {
         assert!(!text.contains(key) && !text.contains("the:secret-key"), "{text}");
     }
 }
+
+#[test]
+fn only_what_users_searched_is_gone_back_to_and_kept() {
+    let (node, alias) = (Node::shared(), alias());
+    let config = ElasticConfig { incremental: false, ..config(&node.url(), &alias) };
+    let mut table = Table::of(&pictures(0..30, 8, 1));
+    // Nothing was promoted yet: a complete index is nothing to go back to.
+    load(&table, &config).expect("loaded");
+    let error = open(&config).as_server().expect("a server").rollback().expect_err("nothing to go back to");
+    assert!(error.to_string().contains("no earlier index"), "{error}");
+    let (_, first) = publish(&table, &config);
+    // Loaded, never promoted; the next run removes it.
+    table.append(&pictures(30..31, 8, 1));
+    load(&table, &config).expect("loaded");
+    assert_eq!(node.indices(&alias).len(), 2);
+    table.append(&pictures(31..32, 8, 1));
+    let (_, second) = publish(&table, &config);
+    assert_eq!(BTreeSet::from_iter(node.indices(&alias)), BTreeSet::from([first.clone(), second.clone()]));
+    open(&config).as_server().expect("a server").rollback().expect("back");
+    assert_eq!(node.behind(&alias), [first.as_str()]);
+    // What was taken back is no place to go back to, and is not kept.
+    table.append(&pictures(32..33, 8, 1));
+    let (_, third) = publish(&table, &config);
+    assert_eq!(BTreeSet::from_iter(node.indices(&alias)), BTreeSet::from([first.clone(), third]));
+    open(&config).as_server().expect("a server").rollback().expect("back");
+    assert_eq!(node.behind(&alias), [first.as_str()]);
+}
+
+#[test]
+fn a_live_index_that_somebody_changed_is_loaded_anew() {
+    let (node, alias) = (Node::shared(), alias());
+    let config = config(&node.url(), &alias);
+    let mut table = Table::of(&pictures(0..30, 8, 1));
+    let (_, live) = publish(&table, &config);
+    let found = node.ask("GET", &format!("/{live}/_search?size=1"), None);
+    let id = found["hits"]["hits"][0]["_id"].as_str().expect("an id").to_owned();
+    node.ask("DELETE", &format!("/{live}/_doc/{id}?refresh=true"), None);
+    assert_eq!(node.count(&live), 29);
+    let (books, second) = publish(&table, &config);
+    assert_eq!((books.sent_what.as_str(), books.searchable), ("everything", 30));
+    // Whole again, it takes changes.
+    table.append(&pictures(30..31, 8, 1));
+    let (books, _) = publish(&table, &config);
+    assert_eq!((books.sent, books.searchable), (1, 31));
+    assert_ne!(second, live);
+}
+
+#[test]
+fn an_alias_over_somebody_elses_index_is_refused() {
+    let (node, alias) = (Node::shared(), alias());
+    let body = json!({ "aliases": { alias.clone(): {} } });
+    node.ask("PUT", &format!("/{alias}x"), Some(body));
+    let error = load(&Table::of(&pictures(0..5, 8, 1)), &config(&node.url(), &alias)).err().expect("refused");
+    assert!(error.to_string().contains("which imagedex did not make"), "{error}");
+    assert_eq!(node.behind(&alias), [format!("{alias}x")]);
+}
+
+#[test]
+fn ctrl_c_while_the_index_is_measured_removes_it() {
+    let (node, alias) = (Node::shared(), alias());
+    let (shop, said, live) = interrupted(&alias, |asked| asked.path.contains("_msearch"));
+    said.exits(130).complains("interrupted");
+    assert_eq!((node.indices(&alias), node.behind(&alias)), (live.clone(), live));
+    shop.imagedex("run").exits(0).says("now stands for");
+}
+
+#[test]
+fn hits_have_the_labels_that_the_index_has() {
+    let alias = alias();
+    let shop = drawn(&alias, "");
+    shop.imagedex("run").exits(0);
+    // The picture leaves the table, and not the index that users search.
+    std::fs::remove_file(shop.path("gallery/dog/1.png")).expect("removed");
+    shop.imagedex("extract").exits(0);
+    let picture = shop.path("queries/dog/1.png").display().to_string();
+    let pipeline = shop.path("shop.toml").display().to_string();
+    let said = imagedex(["search", &picture, "--pipeline", &pipeline, "-k", "1"]).exits(0);
+    assert!(said.out.contains("dog/1.png  dog"), "{}", said.out);
+}

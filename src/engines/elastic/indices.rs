@@ -24,6 +24,9 @@ pub struct Meta {
     pub shape: Value,
     /// Pictures of the source that the server refused.
     pub rejected: u64,
+    /// Documents when the load was complete: another number later means that somebody changed it.
+    #[serde(default)]
+    pub documents: u64,
     /// The program's version.
     pub imagedex: String,
 }
@@ -34,8 +37,10 @@ pub struct Meta {
 pub enum State {
     /// Being filled, or left behind by a run that was killed.
     Loading,
-    /// Filled and verified.
+    /// Filled and verified; no run has promoted it, or a rollback took it back.
     Complete,
+    /// Users search it, or did until the next one was promoted: what a rollback can go back to.
+    Promoted,
 }
 
 /// An index of ours.
@@ -101,10 +106,18 @@ impl Indices {
         Ok(found.unwrap_or_default().into_keys().collect())
     }
 
-    /// Refuses an alias that cannot be moved: an index of that name, or an alias over several indices.
+    /// Refuses an alias that cannot be moved: an index of that name, an alias over several indices, or over one that is not ours.
     pub fn check_alias(&self) -> Result<Option<String>, EngineError> {
         let alias = &self.alias;
         let behind = self.behind_alias()?;
+        if let [index] = behind.as_slice()
+            && !self.ours()?.iter().any(|ours| ours.name == *index)
+        {
+            return Err(failed(format!(
+                "alias {alias} stands for {index}, which imagedex did not make and could not go back to; name another alias in \
+                 load.elasticsearch.alias, or take this one away from it (POST _aliases), and run again"
+            )));
+        }
         if behind.len() > 1 {
             return Err(failed(format!(
                 "alias {alias} stands for several indices ({}); remove it from all but one, then run again",
@@ -212,6 +225,7 @@ impl Indices {
             source: source.clone(),
             shape: shape(config),
             rejected: 0,
+            documents: 0,
             imagedex: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -234,7 +248,7 @@ impl Indices {
         config: &ElasticConfig,
         index: &Owned,
         source: &Source,
-        rejected: u64,
+        (documents, rejected): (u64, u64),
     ) -> Result<(), EngineError> {
         let path = format!("{}/_alias/{}", index.name, dialect::loading_alias(&index.name));
         self.client.call::<Value>(Method::Delete, &path, None)?;
@@ -245,8 +259,16 @@ impl Indices {
         if health["status"] == "red" {
             return Err(failed(format!("index {} has shards that are on no node", index.name)));
         }
-        let meta = Meta { rejected, ..self.meta(config, State::Complete, source) };
+        let meta = Meta { rejected, documents, ..self.meta(config, State::Complete, source) };
         self.set_meta(&index.name, &meta)
+    }
+
+    /// Notes whether an index was promoted.
+    pub fn mark(&self, name: &str, state: State) -> Result<(), EngineError> {
+        match self.ours()?.into_iter().find(|index| index.name == name) {
+            Some(index) if index.meta.state != state => self.set_meta(name, &Meta { state, ..index.meta }),
+            _ => Ok(()),
+        }
     }
 
     /// Deletes an index of ours.
@@ -287,8 +309,8 @@ impl Indices {
         )))
     }
 
-    /// Deletes what is not wanted any more: complete indices of ours before the live one, but for the newest `keep`, and those
-    /// that a killed run left behind.
+    /// Deletes what is not wanted any more: of our indices that users searched before, all but the newest `keep`, and all that were
+    /// never promoted or were taken back.
     pub fn prune(&self, keep: usize) -> Result<Vec<String>, EngineError> {
         let gone = unwanted(&self.ours()?, keep);
         for name in &gone {
@@ -297,10 +319,16 @@ impl Indices {
         Ok(gone)
     }
 
-    /// Deletes half-made indices. Only with the lock in hand: no other run is at work then.
-    pub fn clear_half_made(&self) -> Result<(), EngineError> {
-        for index in self.ours()?.iter().filter(|index| index.meta.state == State::Loading && !index.live) {
-            tracing::info!("removing {}, which a run that was cut off has left", index.name);
+    /// Deletes half-made indices, and those but `wanted` that no run has promoted. Only with the lock in hand: no other run is at work
+    /// then.
+    pub fn clear_unpromoted(&self, wanted: Option<&str>) -> Result<(), EngineError> {
+        for index in self.ours()?.iter().filter(|index| !index.live && Some(index.name.as_str()) != wanted) {
+            let why = match index.meta.state {
+                State::Loading => "a run that was cut off has left it",
+                State::Complete => "no run has promoted it",
+                State::Promoted => continue,
+            };
+            tracing::info!("removing {}: {why}", index.name);
             self.delete(&index.name)?;
         }
         Ok(())
@@ -319,10 +347,10 @@ pub fn shape(config: &ElasticConfig) -> Value {
 /// The names to delete, of our indices from the oldest to the newest.
 fn unwanted(ours: &[Owned], keep: usize) -> Vec<String> {
     let others = || ours.iter().filter(|index| !index.live);
-    let half_made = others().filter(|index| index.meta.state == State::Loading);
-    let complete: Vec<&Owned> = others().filter(|index| index.meta.state == State::Complete).collect();
-    let old = &complete[..complete.len().saturating_sub(keep)];
-    half_made.chain(old.iter().copied()).map(|index| index.name.clone()).collect()
+    let unpromoted = others().filter(|index| index.meta.state != State::Promoted);
+    let promoted: Vec<&Owned> = others().filter(|index| index.meta.state == State::Promoted).collect();
+    let old = &promoted[..promoted.len().saturating_sub(keep)];
+    unpromoted.chain(old.iter().copied()).map(|index| index.name.clone()).collect()
 }
 
 #[cfg(test)]
@@ -336,6 +364,7 @@ mod tests {
             source: Source::default(),
             shape: Value::Null,
             rejected: 0,
+            documents: 0,
             imagedex: String::new(),
         };
         Owned { name: name.to_owned(), uuid: String::new(), created, live, meta }
@@ -344,15 +373,16 @@ mod tests {
     #[test]
     fn the_live_index_and_the_newest_others_are_kept() {
         let ours = [
-            index("a", 1, State::Complete, false),
-            index("b", 2, State::Complete, false),
+            index("a", 1, State::Promoted, false),
+            index("b", 2, State::Promoted, false),
             index("c", 3, State::Loading, false),
-            index("d", 4, State::Complete, true),
+            index("d", 4, State::Promoted, true),
             index("e", 5, State::Complete, false),
+            index("f", 6, State::Promoted, false),
         ];
-        assert_eq!(unwanted(&ours, 1), ["c", "a", "b"]);
-        assert_eq!(unwanted(&ours, 2), ["c", "a"]);
-        assert_eq!(unwanted(&ours, 9), ["c"]);
+        assert_eq!(unwanted(&ours, 1), ["c", "e", "a", "b"]);
+        assert_eq!(unwanted(&ours, 2), ["c", "e", "a"]);
+        assert_eq!(unwanted(&ours, 9), ["c", "e"]);
         assert_eq!(unwanted(&[], 0), Vec::<String>::new());
     }
 

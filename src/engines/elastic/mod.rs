@@ -17,8 +17,9 @@ mod preflight;
 mod retry;
 mod senders;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -307,23 +308,35 @@ impl Server for Elastic {
         self.version()?;
         self.hold_lock()?;
         self.indices.check_alias()?;
-        self.indices.clear_half_made()?;
         let shape = indices::shape(&self.config);
         let fits = |index: &&Owned| {
             let (meta, from) = (&index.meta, &index.meta.source);
-            meta.state == State::Complete
+            meta.state != State::Loading
                 && meta.shape == shape
                 && (&from.fingerprint, from.dim, &from.table)
                     == (&source.fingerprint, source.dim, &source.table)
         };
         let ours = self.indices.ours()?;
-        let fitting = || ours.iter().rev().filter(fits);
-        let at_version = fitting().filter(|index| index.meta.source.version == source.version);
+        let mut fitting = Vec::new();
+        for index in ours.iter().rev().filter(fits) {
+            match self.count(&index.name)? {
+                (found, _) if found == index.meta.documents => fitting.push(index),
+                (found, _) => tracing::warn!(
+                    "index {} holds {found} documents, {} when it was loaded: somebody changed it, so the load begins anew",
+                    index.name,
+                    index.meta.documents
+                ),
+            }
+        }
+        let at_version = fitting.iter().filter(|index| index.meta.source.version == source.version);
         // The live one first: what already serves needs no promotion.
         let at_version = at_version.max_by_key(|index| index.live);
         // What was rejected is tried again, so such an index is no base for changes.
-        let live = fitting().find(|index| index.live && self.config.incremental && index.meta.rejected == 0);
-        Ok(at_version.or(live).map(|index| Standing {
+        let live =
+            fitting.iter().find(|index| index.live && self.config.incremental && index.meta.rejected == 0);
+        let standing = at_version.or(live);
+        self.indices.clear_unpromoted(standing.map(|index| index.name.as_str()))?;
+        Ok(standing.map(|index| Standing {
             index: index.name.clone(),
             version: index.meta.source.version,
             live: index.live,
@@ -407,12 +420,15 @@ impl Server for Elastic {
     }
 
     fn finish(&mut self) -> Result<(), EngineError> {
-        let Some(index) = self.index.as_mut().filter(|index| index.half_made) else { return Ok(()) };
+        let Some(index) = self.index.as_ref().filter(|index| index.half_made) else { return Ok(()) };
         if let Some(lock) = &self.lock {
             lock.check()?;
         }
         self.indices.check_same(&index.owned)?;
-        self.indices.finish(&self.config, &index.owned, &index.source, self.sent.rejected.len() as u64)?;
+        let name = index.owned.name.clone();
+        let counts = (self.count(&name)?.0, self.sent.rejected.len() as u64);
+        let Some(index) = self.index.as_mut() else { return Ok(()) };
+        self.indices.finish(&self.config, &index.owned, &index.source, counts)?;
         index.half_made = false;
         Ok(())
     }
@@ -426,6 +442,7 @@ impl Server for Elastic {
         self.hold_lock()?.check()?;
         self.indices.check_same(&self.index()?.owned)?;
         self.indices.swap(live.as_deref(), &name)?;
+        self.indices.mark(&name, State::Promoted)?;
         let gone = self.indices.prune(self.config.keep)?;
         let before = live.map_or_else(|| "nothing before it".to_owned(), |live| format!("{live} before it"));
         let pruned = if gone.is_empty() { String::new() } else { format!("; removed {}", gone.join(", ")) };
@@ -451,14 +468,17 @@ impl Server for Elastic {
             Some(live) => (index.created, &index.name) < (live.created, &live.name),
             None => true,
         };
-        let mut complete = ours.iter().filter(|index| !index.live && index.meta.state == State::Complete);
-        let before = complete.rfind(is_before).ok_or_else(|| {
+        let mut promoted = ours.iter().filter(|index| !index.live && index.meta.state == State::Promoted);
+        let before = promoted.rfind(is_before).ok_or_else(|| {
             EngineError::Usage(format!(
                 "there is no earlier index of alias {alias} to go back to; load.elasticsearch.keep says how many stay"
             ))
         })?;
         self.hold_lock()?.check()?;
         self.indices.swap(live.as_deref(), &before.name)?;
+        if let Some(live) = &live {
+            self.indices.mark(live, State::Complete)?;
+        }
         let after = live.unwrap_or_else(|| "nothing".to_owned());
         Ok(format!("alias {alias} stands for {} again, and not for {after}", before.name))
     }
@@ -485,6 +505,19 @@ impl Server for Elastic {
         let source = from.clone();
         self.use_index(owned, &source, false);
         Ok(())
+    }
+
+    fn labels(&self, ids: &[String]) -> Result<BTreeMap<String, String>, EngineError> {
+        if ids.is_empty() || self.config.layout != Layout::Imagedex {
+            return Ok(BTreeMap::new());
+        }
+        let path = format!("{}/_mget?_source_includes=label", self.index()?.owned.name);
+        let documents: Vec<String> = ids.iter().map(|id| document_id(id)).collect();
+        let answer: Value = self.client.call(Method::Post, &path, Some(json!({ "ids": documents })))?;
+        let label = |(id, document): (&String, &Value)| {
+            Some((id.clone(), document["_source"]["label"].as_str()?.to_owned()))
+        };
+        Ok(ids.iter().zip(answer["docs"].as_array().into_iter().flatten()).filter_map(label).collect())
     }
 
     fn search_filtered(&self, query: &Query, filters: &[Filter]) -> Result<Vec<Hit>, EngineError> {
@@ -541,11 +574,24 @@ impl View {
             "{}/_msearch?filter_path=error,responses.status,responses.error,responses.timed_out,responses.hits.hits.sort",
             self.index
         );
-        let reply = self.client.answer(Method::Post, &path, Kind::Lines, Some(Bytes::from(body)))?;
-        if let Some(error) = reply.error() {
-            return Err(failed(format!("a search was refused: {error}")));
-        }
-        let answer: Answer = reply.parse()?;
+        let (body, since, mut attempt) = (Bytes::from(body), Instant::now(), 0);
+        let answer = loop {
+            let reply = self.client.answer(Method::Post, &path, Kind::Lines, Some(body.clone()))?;
+            if let Some(error) = reply.error() {
+                return Err(failed(format!("a search was refused: {error}")));
+            }
+            let answer: Answer = reply.parse()?;
+            // A server that starts has its shards a little later than its answers.
+            let is_passing = |found: &&Found| matches!(found.status, Some(429 | 502..=504));
+            match answer.responses.iter().find(is_passing) {
+                Some(found) => {
+                    let error = found.error.as_ref().map(ToString::to_string).unwrap_or_default();
+                    attempt += 1;
+                    self.client.wait(attempt, since, &format!("a search was not answered: {error}"))?;
+                }
+                None => break answer,
+            }
+        };
         if answer.responses.len() != queries.len() {
             return Err(failed(format!(
                 "{} searches were sent, {} answered",

@@ -125,10 +125,17 @@ fn disk(client: &Client) -> Result<String, EngineError> {
         })
         .collect();
     match spaces.iter().filter(|(free, needed)| free >= needed).map(|(free, _)| *free).max() {
-        None if !spaces.is_empty() => Err(failed(
-            "no node has more free disk than its low watermark asks for (cluster.routing.allocation.disk.watermark.low), so the \
-             server would put no shard anywhere; free disk space",
-        )),
+        None if !spaces.is_empty() => {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            let (free, needed) = spaces.iter().max().copied().unwrap_or_default();
+            Err(failed(format!(
+                "no node has more free disk than its low watermark asks for ({:.1} GB are free, {:.1} GB are asked for by \
+                 cluster.routing.allocation.disk.watermark.low), so the server would put no shard anywhere; free disk space, or set \
+                 that to less",
+                gigabytes(free),
+                gigabytes(needed)
+            )))
+        }
         free => Ok(format!("{:.1} GB of disk are free", free.unwrap_or(0) as f64 / 1e9)),
     }
 }

@@ -78,7 +78,7 @@ pub enum EvaluateError {
         "engine {engine} has none of the metrics asked for ({metrics}): change evaluate.metrics or load.engine"
     )]
     NoSupportedMetric { engine: String, metrics: String },
-    #[error("a search failed: {0}")]
+    #[error(transparent)]
     Engine(#[from] EngineError),
     #[error("cannot write {path}: {reason}")]
     Write { path: String, reason: String },

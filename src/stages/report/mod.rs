@@ -255,7 +255,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// A file that goes away unless it is given its name.
-fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
+pub(crate) fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
     {

@@ -101,8 +101,15 @@ impl FeatureStore {
     /// Errors, besides those of [`open`](FeatureStore::open): the table's fingerprint is not the one given.
     pub async fn open_or_create(dir: &Path, provenance: &Provenance) -> Result<FeatureStore, StoreError> {
         if let Some(store) = FeatureStore::open(dir).await? {
-            store.expect(provenance)?;
-            return Ok(store);
+            match store.expect(provenance) {
+                Ok(()) => return Ok(store),
+                // Made by a run that failed before it stored anything: there is nothing in it to be kept apart.
+                Err(_) if store.version() == 0 => {
+                    let log = dir.join("_delta_log");
+                    fs::remove_dir_all(&log).map_err(|error| StoreError::io(&log, &error))?;
+                }
+                Err(error) => return Err(error),
+            }
         }
         fs::create_dir_all(dir).map_err(|error| StoreError::io(dir, &error))?;
         let delta = |error| StoreError::delta(dir, error);
