@@ -34,6 +34,8 @@ const BARS: usize = 30;
 const MATRIX: usize = 120;
 /// Classes that a table of them against each other holds; of more, it lists the pairs.
 const SQUARE_TABLE: usize = 30;
+/// Thresholds of each metric that the table below their chart lists; `summary.json` has all.
+const LISTED_THRESHOLDS: usize = 25;
 /// Pairs of classes that are listed as taken for one another.
 const PAIRS: usize = 15;
 
@@ -536,7 +538,9 @@ fn precision_and_recall(panel: &Panel) -> String {
         let Some(metric) = of_first.filter(|metric| !metric.thresholds.curve.is_empty()) else { continue };
         let points = metric.thresholds.curve.iter().map(|point| (point.recall, point.precision)).collect();
         lines.push(Curve { name: names(&ranking), ink: panel.ink(metric.metric), points });
-        figures.rows.extend(metric.thresholds.curve.iter().map(|point| {
+        let curve = &metric.thresholds.curve;
+        let step = curve.len().div_ceil(LISTED_THRESHOLDS).max(1);
+        figures.rows.extend(curve.iter().step_by(step).map(|point| {
             let numbers = [f64::from(point.threshold), point.precision, point.recall, point.f1].map(decimal);
             std::iter::once(metric.metric.to_string()).chain(numbers).collect()
         }));
