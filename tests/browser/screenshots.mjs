@@ -12,7 +12,7 @@ const MOST_BYTES = 300_000;
 const [target, report, folder] = process.argv.slice(2);
 const browser = await launch(target);
 
-async function shoot(file, { width, height, scale, scheme, at }) {
+async function shoot(file, { width, height, scale, scheme, at, ofClass = "" }) {
   const page = await browser.newPage();
   await page.setViewport({ width, height, deviceScaleFactor: scale });
   await page.emulateMediaFeatures([
@@ -20,6 +20,7 @@ async function shoot(file, { width, height, scale, scheme, at }) {
     { name: "prefers-reduced-motion", value: "reduce" },
   ]);
   await page.goto(pathToFileURL(report).href);
+  await page.select("select[name=class]", ofClass);
   await page.$eval(at, (element) => element.scrollIntoView());
   // The navigation follows the scrolling.
   await new Promise((done) => { setTimeout(done, 300); });
@@ -29,6 +30,6 @@ async function shoot(file, { width, height, scale, scheme, at }) {
   console.log(`${join(folder, file)}: ${png.length} bytes`);
 }
 
-await shoot("report-desktop.png", { width: 1280, height: 1400, scale: 1, scheme: "light", at: "body" });
-await shoot("report-phone.png", { width: 390, height: 844, scale: 1.25, scheme: "dark", at: "section[id$=gallery]" });
+await shoot("report-desktop.png", { width: 1280, height: 1060, scale: 1, scheme: "light", at: "body" });
+await shoot("report-phone.png", { width: 390, height: 844, scale: 1.25, scheme: "dark", at: ".filters", ofClass: "9" });
 await browser.close();

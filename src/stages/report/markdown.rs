@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::findings::{self, best, verdict};
 use super::table::{Table, decimal};
 use super::{Exporter, RunReport};
-use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation};
+use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation, TwinPair};
 use crate::stages::gate::{Rule, Verdict};
 
 /// Classes shown in the table of the worst.
@@ -19,6 +19,10 @@ const WORST_CLASSES: usize = 5;
 const LISTED: usize = 10;
 /// Classes with fewer queries are marked: one query more or less moves their figures a lot.
 const FEW_IN_CLASS: usize = 5;
+
+/// Said where nothing leaked.
+pub(super) const NO_LEAKAGE: &str =
+    "No leakage found: no gallery picture is a copy or a near duplicate of a query.";
 
 /// The report as Markdown.
 #[derive(Debug, Clone, Copy)]
@@ -147,28 +151,32 @@ pub(super) fn setting(evaluation: &Evaluation, mode: &ModeEvaluation) -> String 
 /// The same figures with and without what is in the gallery and among the queries.
 fn write_leakage(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {
     let Some(found) = findings::leakage(mode) else {
-        return writeln!(
-            out,
-            "No leakage found: no gallery picture is a copy or a near duplicate of a query.\n"
-        );
+        return writeln!(out, "{NO_LEAKAGE}\n");
     };
     let least_k = evaluation.ks.first().copied().unwrap_or(1);
     writeln!(out, "**Leakage.** {found}\n\n{}", findings::with_and_without(mode, least_k).markdown())?;
+    twins(mode).iter().try_for_each(|line| writeln!(out, "- {line}"))?;
+    writeln!(out)
+}
+
+/// Pictures that are in the gallery and among the queries, a pair each.
+pub(super) fn twins(mode: &ModeEvaluation) -> Vec<String> {
     let leakage = &mode.leakage;
-    for pair in leakage.pairs.iter().take(LISTED) {
+    let pair = |pair: &TwinPair| {
         let labels = if pair.labels_differ { ", **labels differ**" } else { "" };
-        writeln!(
-            out,
-            "- {} = {} ({}, {} bits, cosine {}{labels})",
+        format!(
+            "{} = {} ({}, {} bits, cosine {}{labels})",
             escape(&pair.query),
             escape(&pair.gallery),
             pair.kind.name(),
             pair.bits,
             decimal(pair.cosine)
-        )?;
-    }
+        )
+    };
+    let mut lines: Vec<String> = leakage.pairs.iter().take(LISTED).map(pair).collect();
     let more = leakage.pairs_in_all.saturating_sub(LISTED);
-    if more > 0 { writeln!(out, "- … and {more} more pairs\n") } else { writeln!(out) }
+    lines.extend((more > 0).then(|| format!("… and {more} more pairs")));
+    lines
 }
 
 fn write_label_errors(evaluation: &Evaluation, out: &mut dyn Write) -> io::Result<()> {
@@ -177,11 +185,18 @@ fn write_label_errors(evaluation: &Evaluation, out: &mut dyn Write) -> io::Resul
         return Ok(());
     }
     writeln!(out, "**Label errors**: the same picture under different labels, {} times:\n", errors.len())?;
-    for error in errors.iter().take(LISTED) {
-        writeln!(out, "- {}", escape(&findings::label_error(error)))?;
-    }
+    label_errors(evaluation).iter().try_for_each(|line| writeln!(out, "- {line}"))?;
+    writeln!(out)
+}
+
+/// Pictures that are the same and labelled differently, a group each.
+pub(super) fn label_errors(evaluation: &Evaluation) -> Vec<String> {
+    let errors = &evaluation.label_errors;
+    let mut lines: Vec<String> =
+        errors.iter().take(LISTED).map(|error| escape(&findings::label_error(error))).collect();
     let more = errors.len().saturating_sub(LISTED);
-    if more > 0 { writeln!(out, "- … and {more} more\n") } else { writeln!(out) }
+    lines.extend((more > 0).then(|| format!("… and {more} more")));
+    lines
 }
 
 pub(super) fn counted(queries: usize) -> String {

@@ -24,7 +24,7 @@ const ROW: u32 = 38;
 /// Width of the labels at the left of a chart.
 const LABELS: i32 = 256;
 /// Characters of a label that there is room for. The table of its figures shows it in whole.
-const LABEL: usize = 19;
+const LABEL: usize = 17;
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<io::Error>>;
@@ -111,12 +111,15 @@ pub struct Figure {
     pub svg: String,
     pub legend: Vec<(Ink, String)>,
     pub figures: Table,
+    /// Whether the table is to be seen at once.
+    pub open: bool,
 }
 
 impl Figure {
     /// `id` is this figure's own within the page.
     pub fn html(&self, id: &str) -> String {
-        let Figure { title, description, svg, legend, figures } = self;
+        let Figure { title, description, svg, legend, figures, open } = self;
+        let (wide, open) = if *open { (" wide", " open") } else { ("", "") };
         let (name, about) = (escape(title), escape(description));
         let svg = svg.replacen(
             "<svg ",
@@ -133,9 +136,9 @@ impl Figure {
         }
         let keys = if keys.is_empty() { keys } else { format!("<ul class=\"legend\">{keys}</ul>\n") };
         format!(
-            "<figure class=\"card\">\n<figcaption><strong>{name}</strong> <span>{about}</span></figcaption>\n\
+            "<figure class=\"card{wide}\">\n<figcaption><strong>{name}</strong> <span>{about}</span></figcaption>\n\
              {keys}<div class=\"drawing\">{svg}</div>\n\
-             <details><summary>Figures<span class=\"unseen\">: {name}</span></summary>{}</details>\n</figure>\n",
+             <details{open}><summary>Figures<span class=\"unseen\">: {name}</span></summary>{}</details>\n</figure>\n",
             table(figures, title)
         )
     }
@@ -305,6 +308,46 @@ pub fn times(rows: &[(String, [f64; 3])]) -> String {
     })
 }
 
+/// A line from the first to the third number of each row, a dot at the second; and a line at zero for all.
+pub fn differences(rows: &[(String, [f64; 3])]) -> String {
+    const LEFT: i32 = LABELS;
+    const RIGHT: i32 = WIDTH as i32 - 44;
+    let all = || rows.iter().flat_map(|(_, ends)| ends).copied();
+    let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
+    let step = round_up((high - low).max(1e-6) / 4.0);
+    let (low, high) = ((low / step).floor(), (high / step).ceil().max((low / step).floor() + 1.0));
+    let x = |value: f64| {
+        let share = (value / step - low) / (high - low);
+        LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32
+    };
+    let digits = (1.0 - step.log10()).clamp(0.0, 8.0) as usize;
+    let bottom = (rows.len() as u32 * ROW) as i32 + 8;
+    svg(bottom as u32 + 48, |area| {
+        for i in low as i32..=high as i32 {
+            let at = f64::from(i) * step;
+            let ink = if i == 0 { Ink::Mark } else { Ink::Grid };
+            area.draw(&PathElement::new([(x(at), 0), (x(at), bottom)], line(ink, 2)))?;
+            let style = text(Ink::Text, HPos::Center, VPos::Top);
+            area.draw(&Text::new(format!("{at:.digits$}"), (x(at), bottom + 8), style))?;
+        }
+        for ((label, [from, middle, to]), row) in rows.iter().zip(0..) {
+            let y = (4 + row * ROW + ROW / 2) as i32;
+            let ink = Ink::Series(0);
+            row_label(area, label, (LEFT - 14, y))?;
+            area.draw(&PathElement::new([(x(*from), y), (x(*to), y)], line(ink, 4)))?;
+            area.draw(&Circle::new((x(*middle), y), 8, color(ink).filled()))?;
+        }
+        Ok(())
+    })
+}
+
+/// The least round number that is not below `value`: where an axis ends.
+pub fn round_up(value: f64) -> f64 {
+    let power = 10f64.powf(value.max(1e-9).log10().floor());
+    let steps = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0].map(|step| step * power);
+    steps.into_iter().find(|step| *step >= value * 0.999_999).unwrap_or(value)
+}
+
 /// A square of counts, darker where more of a row fall: which class was taken for which.
 pub fn matrix(labels: &[&str], counts: &[Vec<usize>]) -> String {
     /// More classes than this have no room for their names, or for numbers in the cells.
@@ -373,6 +416,7 @@ mod tests {
             histograms(&axes, &[1.0, 2.0, 3.0], &[(Ink::Right, &[1, 0]), (Ink::Wrong, &[0, 1])], Some(2.0)),
             bars(&[(hostile.to_owned(), 0.5), ("b".to_owned(), 1.0)]),
             times(&[(hostile.to_owned(), [0.1, 1.0, 30.0])]),
+            differences(&[(hostile.to_owned(), [-0.01, 0.02, 0.05])]),
             matrix(&[hostile, "b"], &[vec![1, 2], vec![0, 3]]),
         ]
     }
@@ -400,11 +444,17 @@ mod tests {
     #[test]
     fn nothing_to_draw_is_no_panic() {
         let axes = Axes { x: "k", y: "", x_range: (1.0, 1.0), y_range: (0.0, 0.0), x_digits: 0, y_digits: 0 };
-        for svg in
-            [curves(&axes, &[]), histograms(&axes, &[], &[], None), bars(&[]), times(&[]), matrix(&[], &[])]
-        {
+        for svg in [
+            curves(&axes, &[]),
+            histograms(&axes, &[], &[], None),
+            bars(&[]),
+            times(&[]),
+            differences(&[]),
+            matrix(&[], &[]),
+        ] {
             assert!(svg.ends_with("</svg>"), "{svg}");
         }
+        assert!(differences(&[("no difference".to_owned(), [0.0; 3])]).ends_with("</svg>"));
         assert!(times(&[("all in no time".to_owned(), [0.0; 3])]).ends_with("</svg>"));
     }
 }

@@ -151,7 +151,6 @@ impl<'a, 'p> Gallery<'a, 'p> {
 
     /// Hidden until the script runs: without it they would do nothing.
     fn filters(&self, classes: &[Option<&str>]) -> String {
-        let key = &self.panel.key;
         let option =
             |value: String, text: &str| format!("<option value=\"{value}\">{}</option>", escape(text));
         let metrics: String = (0..)
@@ -164,10 +163,9 @@ impl<'a, 'p> Gallery<'a, 'p> {
             .collect();
         format!(
             "<fieldset class=\"filters\" hidden>\n<legend>Show</legend>\n\
-             <label for=\"{key}-metric\">Metric</label> <select id=\"{key}-metric\" name=\"ranking\">{metrics}</select>\n\
-             <label for=\"{key}-class-of\">Class</label> <select id=\"{key}-class-of\" name=\"class\">\
-             <option value=\"\">all</option>{of_class}</select>\n\
-             <label class=\"check\"><input type=\"checkbox\" name=\"misses\"> only misses (the first hit is wrong)</label>\n\
+             <label>Metric <select name=\"ranking\">{metrics}</select></label>\n\
+             <label>Class <select name=\"class\"><option value=\"\">all</option>{of_class}</select></label>\n\
+             <label><input type=\"checkbox\" name=\"misses\"> only misses (the first hit is wrong)</label>\n\
              </fieldset>\n<p class=\"count\" role=\"status\"></p>\n"
         )
     }

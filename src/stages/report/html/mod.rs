@@ -158,25 +158,43 @@ fn seen(c: char) -> char {
     }
 }
 
-/// A table of the Markdown report, which scrolls within its own frame. `caption` is text.
-fn table(table: &Table, caption: &str) -> String {
+/// A table of the report, which scrolls within its own frame. `caption` is text.
+fn table(values: &Table, caption: &str) -> String {
+    table_with(values, None, caption)
+}
+
+/// The same, where a table of the same rows and columns has what is shown smaller below some of the values.
+fn table_with(values: &Table, below: Option<&Table>, caption: &str) -> String {
     let caption = escape(caption);
-    let cell = |cell: &String| from_markdown(cell);
     let mut html = format!(
         "<div class=\"scroll\" role=\"group\" tabindex=\"0\" aria-label=\"{caption}\"><table>\n\
          <caption>{caption}</caption>\n<thead><tr>"
     );
-    html.extend(table.header.iter().map(|name| format!("<th scope=\"col\">{}</th>", cell(name))));
+    let heads = values.header.iter().map(|name| format!("<th scope=\"col\">{}</th>", from_markdown(name)));
+    html.extend(heads);
     html += "</tr></thead>\n<tbody>\n";
-    for row in &table.rows {
-        let mut cells = row.iter().map(cell);
-        html += "<tr><th scope=\"row\"><bdi>";
-        html += &cells.next().unwrap_or_default();
-        html += "</bdi></th>";
-        html.extend(cells.map(|cell| format!("<td>{cell}</td>")));
+    for row in &values.rows {
+        let Some((name, cells)) = row.split_first() else { continue };
+        html += &format!("<tr><th scope=\"row\"><bdi>{}</bdi></th>", from_markdown(name));
+        let more = below.and_then(|below| below.rows.iter().find(|other| other.first() == Some(name)));
+        for (i, cell) in cells.iter().enumerate() {
+            let more = more.and_then(|more| more.get(i + 1));
+            let more = more.map_or(String::new(), |more| format!("<small>{}</small>", from_markdown(more)));
+            html += &format!("<td>{}{more}</td>", from_markdown(cell));
+        }
         html += "</tr>\n";
     }
     html + "</tbody></table></div>\n"
+}
+
+/// Sentences of the Markdown report as a list; nothing where there are none.
+fn list(class: &str, sentences: &[String]) -> String {
+    if sentences.is_empty() {
+        return String::new();
+    }
+    let items: String =
+        sentences.iter().map(|sentence| format!("<li>{}</li>\n", from_markdown(sentence))).collect();
+    format!("<ul class=\"{class}\">\n{items}</ul>\n")
 }
 
 #[cfg(test)]

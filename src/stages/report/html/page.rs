@@ -11,15 +11,15 @@ use std::io::{self, Write};
 use serde_json::Value;
 
 use super::super::table::{Table, decimal};
-use super::super::{Exporter, RunReport};
-use super::super::{findings, markdown};
+use super::super::{Exporter, RunReport, findings, markdown};
 use super::charts::{self, Axes, Curve, Figure, Ink};
 use super::gallery::{self, Gallery};
 use super::thumbnails::{Pictures, Thumbnails};
-use super::{escape, frame, from_markdown, table};
+use super::{escape, frame, from_markdown, list, table, table_with};
 use crate::metric::Metric;
 use crate::stages::evaluate::{
-    Confusion, Evaluation, MetricEvaluation, Mode, ModeEvaluation, PerQuery, ScoreHistogram, Thresholds,
+    Comparison, Confusion, Evaluation, MetricEvaluation, Mode, ModeEvaluation, PerQuery, ScoreHistogram,
+    Thresholds,
 };
 
 const STYLE: &str = include_str!("report.css");
@@ -32,6 +32,10 @@ const LEAST_THUMBNAIL_BYTES: usize = 500_000;
 const BARS: usize = 30;
 /// Classes that a chart of mistaken classes holds.
 const MATRIX: usize = 120;
+/// Classes that a table of them against each other holds; of more, it lists the pairs.
+const SQUARE_TABLE: usize = 30;
+/// Thresholds of each metric that the table below their chart lists; `summary.json` has all.
+const LISTED_THRESHOLDS: usize = 25;
 /// Pairs of classes that are listed as taken for one another.
 const PAIRS: usize = 15;
 
@@ -147,11 +151,13 @@ fn page(report: &RunReport, pictures: &Pictures) -> String {
         let about = (panels.len() > 1).then(|| panel.name());
         let parts = [
             ("results", "Results", results(panel)),
-            ("notes", "Notes", notes(panel)),
+            ("notes", "Notes", list("notes", &markdown::notes(panel.evaluation, panel.mode))),
+            ("comparisons", "Comparisons", comparisons(panel)),
             ("curves", "Recall at k", curves(panel)),
             ("classes", "Classes", classes(panel)),
             ("confusion", "Mistaken classes", confusion(panel)),
             ("scores", "Scores", scores(panel)),
+            ("leakage", "Leakage", leakage(panel)),
         ];
         let parts = parts.into_iter().filter(|(.., body)| !body.is_empty());
         sections.extend(parts.map(|(id, title, body)| Section {
@@ -223,9 +229,11 @@ fn results(panel: &Panel) -> String {
     let (evaluation, mode) = (panel.evaluation, panel.mode);
     let n = mode.queries.evaluated;
     let micro = Table::of_metrics(&mode.metrics, &evaluation.ks, n, |metric| metric.micro.as_ref());
+    let intervals = Table::of_intervals(&mode.metrics, &evaluation.ks);
     let mut html = String::new();
     if !micro.rows.is_empty() {
-        html += &table(&micro, &format!("Mean over queries (n = {n})"));
+        let below = if intervals.rows.is_empty() { "" } else { ", with 95 % intervals" };
+        html += &table_with(&micro, Some(&intervals), &format!("Mean over queries (n = {n}){below}"));
     }
     html += &format!("<p>{}</p>\n", from_markdown(&markdown::setting(evaluation, mode)));
     let classes = mode.metrics.first().map_or(0, |metric| metric.classes.len());
@@ -238,23 +246,38 @@ fn results(panel: &Panel) -> String {
     html
 }
 
-/// What must be known to read the figures.
-fn notes(panel: &Panel) -> String {
-    let notes = markdown::notes(panel.evaluation, panel.mode);
-    if notes.is_empty() {
-        return String::new();
+fn books(report: &RunReport) -> String {
+    match markdown::books(report).as_slice() {
+        [] => "<p>This run scanned and loaded no pictures.</p>\n".to_owned(),
+        lines => list("books", lines),
     }
-    let notes: String = notes.iter().map(|note| format!("<li>{}</li>\n", from_markdown(note))).collect();
-    format!("<ul class=\"notes\">\n{notes}</ul>\n")
 }
 
-fn books(report: &RunReport) -> String {
-    let lines: String =
-        markdown::books(report).iter().map(|line| format!("<li>{}</li>\n", from_markdown(line))).collect();
-    match lines.is_empty() {
-        true => "<p>This run scanned and loaded no pictures.</p>\n".to_owned(),
-        false => format!("<ul class=\"books\">\n{lines}</ul>\n"),
+/// Metrics against each other.
+fn comparisons(panel: &Panel) -> String {
+    let comparisons = &panel.mode.comparisons;
+    let rows: Vec<(String, [f64; 3])> = comparisons
+        .iter()
+        .filter_map(|comparison| {
+            let Comparison { a, b, measure, difference, interval, .. } = comparison;
+            let interval = interval.as_ref()?;
+            Some((format!("{measure}, {a} > {b}"), [interval.low, *difference, interval.high]))
+        })
+        .collect();
+    if rows.is_empty() {
+        return String::new();
     }
+    let figure = Figure {
+        title: "Differences, query by query".to_owned(),
+        description: "Mean over the queries, with its 95 % interval. Where the line crosses zero, the two may be equally \
+                      good. p is of a randomisation test."
+            .to_owned(),
+        svg: charts::differences(&rows),
+        legend: Vec::new(),
+        figures: findings::comparisons(comparisons),
+        open: true,
+    };
+    figure.html(&format!("{}-differences", panel.key))
 }
 
 /// hit@k and R@k for each k up to the greatest cut-off.
@@ -326,7 +349,7 @@ impl Curves {
 
     fn figure(self, title: &str, description: &str) -> Figure {
         let values = || self.lines.iter().flat_map(|line| &line.points).map(|point| point.1);
-        let highest = ceiling_of(values().fold(0.0, f64::max)).min(1.0);
+        let highest = charts::round_up(values().fold(0.0, f64::max)).min(1.0);
         let axes = Axes {
             x: "k",
             y: "",
@@ -348,15 +371,9 @@ impl Curves {
             svg: charts::curves(&axes, &self.lines),
             legend: self.lines.iter().map(|line| (line.ink, line.name.clone())).collect(),
             figures,
+            open: false,
         }
     }
-}
-
-/// The least round number that is not below `value`: where an axis ends.
-fn ceiling_of(value: f64) -> f64 {
-    let power = 10f64.powf(value.max(1e-9).log10().floor());
-    let steps = [1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0].map(|step| step * power);
-    steps.into_iter().find(|step| *step >= value * 0.999_999).unwrap_or(value)
 }
 
 /// A bar for each class, the worst first.
@@ -375,6 +392,7 @@ fn classes(panel: &Panel) -> String {
         svg: charts::bars(&worst),
         legend: Vec::new(),
         figures: markdown::classes(metric),
+        open: false,
     };
     figure.html(&format!("{}-class", panel.key))
 }
@@ -406,16 +424,33 @@ fn found(pair: &Confusion) -> &str {
     pair.found.as_deref().unwrap_or("no label")
 }
 
+/// A row for each pair of classes.
+fn pairs<'a>(confusion: impl Iterator<Item = &'a Confusion>) -> Table {
+    let mut table = Table::new(&["class of the query, of its first hit", "queries"]);
+    table.rows.extend(confusion.map(|pair| {
+        let text = format!("{}, taken for {}", pair.label, found(pair));
+        vec![markdown::escape(&text), pair.queries.to_string()]
+    }));
+    table
+}
+
+/// A row for each class of the queries, a column for each of their first hits.
+fn square(classes: &[&str], counts: &[Vec<usize>]) -> Table {
+    let mut table = Table::new(&["class of the query"]);
+    table.header.extend(classes.iter().map(|class| markdown::escape(class)));
+    for (class, row) in classes.iter().zip(counts) {
+        let row = row.iter().map(usize::to_string);
+        table.rows.push(std::iter::once(markdown::escape(class)).chain(row).collect());
+    }
+    table
+}
+
 fn confusion(panel: &Panel) -> String {
     let Some(metric) = panel.best() else { return String::new() };
     let mut mistakes: Vec<&Confusion> =
         metric.confusion.iter().filter(|pair| pair.found.as_ref() != Some(&pair.label)).collect();
     mistakes.sort_by_key(|pair| Reverse(pair.queries));
-    let mut listed = Table::new(&["class of the query, of its first hit", "queries"]);
-    for pair in mistakes.iter().take(PAIRS) {
-        let text = format!("{}, taken for {}", pair.label, found(pair));
-        listed.rows.push(vec![markdown::escape(&text), pair.queries.to_string()]);
-    }
+    let listed = pairs(mistakes.iter().copied().take(PAIRS));
     let by = metric.metric;
     let caption = match mistakes.len() {
         0 => return format!("<p>The first hit of every query is of its class, by {by}.</p>\n"),
@@ -427,12 +462,10 @@ fn confusion(panel: &Panel) -> String {
     if classes.len() > MATRIX {
         return listed;
     }
-    let mut figures = Table::new(&["class of the query"]);
-    figures.header.extend(classes.iter().map(|class| markdown::escape(class)));
-    for (class, row) in classes.iter().zip(&counts) {
-        let row = row.iter().map(usize::to_string);
-        figures.rows.push(std::iter::once(markdown::escape(class)).chain(row).collect());
-    }
+    let figures = match classes.len() {
+        ..=SQUARE_TABLE => square(&classes, &counts),
+        _ => pairs(metric.confusion.iter()),
+    };
     let figure = Figure {
         title: "Class of the first hit".to_owned(),
         description: format!(
@@ -441,6 +474,7 @@ fn confusion(panel: &Panel) -> String {
         svg: charts::matrix(&classes, &counts),
         legend: Vec::new(),
         figures,
+        open: false,
     };
     let figure = figure.html(&format!("{}-pairs", panel.key));
     format!("<div class=\"pair\">\n{figure}<div>{listed}</div>\n</div>\n")
@@ -454,7 +488,12 @@ fn scores(panel: &Panel) -> String {
         return html;
     }
     html += &precision_and_recall(panel);
-    format!("<div class=\"pair\">\n{html}</div>\n")
+    let best = findings::thresholds(panel.mode);
+    let best = match best.rows.is_empty() {
+        true => String::new(),
+        false => table(&best, "Threshold with the best F1 (search --threshold)"),
+    };
+    format!("<div class=\"pair\">\n{html}</div>\n{best}")
 }
 
 fn distribution(panel: &Panel, metric: &MetricEvaluation) -> Option<String> {
@@ -467,7 +506,7 @@ fn distribution(panel: &Panel, metric: &MetricEvaluation) -> Option<String> {
         x: "score",
         y: "hits",
         x_range: (low, high),
-        y_range: (0.0, ceiling_of(most as f64)),
+        y_range: (0.0, charts::round_up(most as f64)),
         x_digits: (2.0 - (high - low).log10()).clamp(0.0, 8.0) as usize,
         y_digits: 0,
     };
@@ -485,6 +524,7 @@ fn distribution(panel: &Panel, metric: &MetricEvaluation) -> Option<String> {
         svg: charts::histograms(&axes, &edges, &kinds, threshold),
         legend,
         figures,
+        open: false,
     };
     Some(figure.html(&format!("{}-score-{}", panel.key, metric.metric)))
 }
@@ -498,7 +538,9 @@ fn precision_and_recall(panel: &Panel) -> String {
         let Some(metric) = of_first.filter(|metric| !metric.thresholds.curve.is_empty()) else { continue };
         let points = metric.thresholds.curve.iter().map(|point| (point.recall, point.precision)).collect();
         lines.push(Curve { name: names(&ranking), ink: panel.ink(metric.metric), points });
-        figures.rows.extend(metric.thresholds.curve.iter().map(|point| {
+        let curve = &metric.thresholds.curve;
+        let step = curve.len().div_ceil(LISTED_THRESHOLDS).max(1);
+        figures.rows.extend(curve.iter().step_by(step).map(|point| {
             let numbers = [f64::from(point.threshold), point.precision, point.recall, point.f1].map(decimal);
             std::iter::once(metric.metric.to_string()).chain(numbers).collect()
         }));
@@ -522,8 +564,32 @@ fn precision_and_recall(panel: &Panel) -> String {
         svg: charts::curves(&axes, &lines),
         legend: lines.iter().map(|line| (line.ink, line.name.clone())).collect(),
         figures,
+        open: false,
     };
     figure.html(&format!("{}-thresholds", panel.key))
+}
+
+/// What is in the gallery and among the queries; and what is labelled twice, said once for all modes.
+fn leakage(panel: &Panel) -> String {
+    let (evaluation, mode) = (panel.evaluation, panel.mode);
+    let least_k = evaluation.ks.first().copied().unwrap_or(1);
+    let mut html = match findings::leakage(mode) {
+        None => format!("<p>{}</p>\n", markdown::NO_LEAKAGE),
+        Some(found) => format!(
+            "<p>{}</p>\n{}{}",
+            escape(&found),
+            table(&findings::with_and_without(mode, least_k), "With and without them"),
+            list("notes", &markdown::twins(mode))
+        ),
+    };
+    let errors = evaluation.label_errors.len();
+    if errors > 0 && evaluation.modes.first().map(|first| first.mode) == Some(mode.mode) {
+        html += &format!(
+            "<h3>Label errors</h3>\n<p>The same picture under different labels, {errors} times:</p>\n"
+        );
+        html += &list("notes", &markdown::label_errors(evaluation));
+    }
+    html
 }
 
 fn speed(report: &RunReport) -> Option<String> {
@@ -546,6 +612,7 @@ fn speed(report: &RunReport) -> Option<String> {
         svg: charts::times(&rows),
         legend: Vec::new(),
         figures: markdown::search_times(report),
+        open: false,
     };
     Some(figure.html("times"))
 }
