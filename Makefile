@@ -14,7 +14,7 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -158,6 +158,11 @@ bench-es-latency: index setup-es setup-peers ## how long searches in Elasticsear
 	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py latency $(BENCH)/features.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+bench-evaluate: index setup-peers ## 10,000 queries in 60,000 pictures by four metrics, beside numpy and scipy
+	@rm -rf $(BENCH) && mkdir -p $(BENCH)
+	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
+	@$(PEERS)/bin/python benches/peers/evaluate.py $(BENCH)/features.parquet --imagedex $(IMAGEDEX)
 
 near-duplicates: setup setup-peers ## how well pictures of ../shared/data/grocery that were saved again are told from others
 	@rm -rf runs/near-duplicates && mkdir -p runs/near-duplicates
