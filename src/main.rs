@@ -50,8 +50,14 @@ fn quiet_panics() {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_env("IMAGEDEX_LOG").unwrap_or_else(|_| EnvFilter::new("off,imagedex=info"));
+    let wanted = std::env::var("IMAGEDEX_LOG").unwrap_or_default();
+    // A bare level is meant for us; libraries speak where they are named (`deltalake=debug`).
+    let wanted = match wanted.parse::<tracing::Level>() {
+        Ok(level) => format!("off,imagedex={level}"),
+        Err(_) => wanted,
+    };
+    let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new("off,imagedex=info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().init(),

@@ -108,6 +108,9 @@ pub async fn export(features: &Path, file: &Path) -> Result<usize, ExchangeError
 
 /// Reads a feature file, in the format of its ending, in its own order. Held in memory as a whole.
 pub fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
+    if !file.exists() {
+        return Err(ExchangeError::invalid(file, "there is no such file"));
+    }
     match FileFormat::of(file)? {
         FileFormat::Hdf5 => hdf5::read(file),
         FileFormat::Npy => npy::read(file),
@@ -124,7 +127,7 @@ pub async fn import(file: &Path, table: &Path) -> Result<usize, ExchangeError> {
         return Err(ExchangeError::invalid(file, "there are no rows in it"));
     }
     // Before the table is made, so that a bad file leaves no empty one behind.
-    validate(&batch, batch.dim)?;
+    validate(&batch, batch.dim).map_err(|error| ExchangeError::invalid(file, error))?;
     let sha256 = sha256_of(file)?;
     let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
     let provenance = Provenance {

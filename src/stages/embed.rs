@@ -128,7 +128,7 @@ pub fn embed<E: From<EmbedError>>(
             commit(open)?;
         }
         progress.finish();
-        if stop.load(Ordering::Relaxed) {
+        if stop.load(Ordering::Relaxed) && !images.is_empty() {
             tracing::warn!(
                 "interrupted: {} of {} pictures are done and stored",
                 embedded.pictures,

@@ -992,7 +992,7 @@ fn an_api_key_is_sent_and_never_shown() {
             .args(["--set", &format!("load.elasticsearch.url={url}")])
             .env("IMAGEDEX_CACHE", cache())
             .env("ELASTIC_API_KEY", key)
-            .env("IMAGEDEX_LOG", "trace")
+            .env("IMAGEDEX_LOG", "trace,imagedex=trace")
             .output()
             .expect("the program starts"),
     )
