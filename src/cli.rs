@@ -43,7 +43,7 @@ pub enum Command {
     Evaluate(Pipeline),
     /// Measures → Markdown, the HTML page and the table on the terminal
     Report(Pipeline),
-    /// Try the settings of section [sweep], and say which is best and what is beyond noise
+    /// Try the settings of section `sweep`, and say which is best and what is beyond noise
     Sweep(Pipeline),
     /// Keep the measures of the last run, for later runs to be held against
     #[command(subcommand)]

@@ -78,7 +78,7 @@ pub fn compare(pairs: &[Pair], measure: &str) -> Vec<Comparison> {
     let rows: Vec<Vec<f64>> =
         (0..n).map(|i| pairs.iter().map(|pair| difference(pair, i)).collect()).collect();
     let table = Table::new(rows.iter().map(Vec::as_slice));
-    if table.len() == 0 {
+    if table.is_empty() {
         return Vec::new();
     }
     let intervals = (n >= 2).then(|| intervals::bootstrap(&table));

@@ -40,6 +40,10 @@ impl Table {
         self.values.len().checked_div(self.columns).unwrap_or(0)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     pub fn columns(&self) -> usize {
         self.columns
     }

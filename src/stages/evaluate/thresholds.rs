@@ -163,7 +163,7 @@ impl ScoreHistogram {
         let scores = || hits.iter().map(|hit| f64::from(hit.score));
         let (low, high) = scores()
             .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), score| (low.min(score), high.max(score)));
-        if !(low < high) {
+        if low >= high {
             // One bar, or none.
             let count = |right: bool| vec![hits.iter().filter(|hit| hit.right == right).count()];
             let low = if low.is_finite() { low } else { 0.0 };
