@@ -22,3 +22,4 @@ mod setup;
 mod sql;
 mod statistics;
 mod store;
+mod trec;

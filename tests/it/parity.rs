@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::es_node::Node;
 use crate::support::{cache, imagedex, root, said, shared};
+use crate::trec::agreement;
 
 /// Micro means of a metric in a `summary.json`: P@1 and MAP.
 fn figures(summary: &serde_json::Value, metric: &str) -> (f64, f64) {
@@ -25,15 +26,20 @@ fn grocery(precision: &str) -> Option<serde_json::Value> {
 /// The same with other settings.
 fn grocery_with(precision: &str, settings: &[String]) -> serde_json::Value {
     let work = tempfile::tempdir().expect("a temporary folder");
+    grocery_in(work.path(), precision, settings)
+}
+
+/// The same in a folder that stays.
+fn grocery_in(work: &Path, precision: &str, settings: &[String]) -> serde_json::Value {
     let file = root().join("pipelines/grocery.toml");
-    let work_is = format!("work={}", work.path().display());
+    let work_is = format!("work={}", work.display());
     let precision_is = format!("model.precision={precision}");
     let mut arguments = vec!["run".to_owned(), file.display().to_string()];
     for setting in [work_is, precision_is].iter().chain(settings) {
         arguments.extend(["--set".to_owned(), setting.clone()]);
     }
     imagedex(arguments).exits(0);
-    let summary = std::fs::read(work.path().join("report/summary.json")).expect("summary.json");
+    let summary = std::fs::read(work.join("report/summary.json")).expect("summary.json");
     serde_json::from_slice(&summary).expect("JSON")
 }
 
@@ -52,10 +58,17 @@ fn shop_photos_score_as_published_in_bf16() {
 }
 
 #[test]
-fn shop_photos_score_as_published_in_int8() {
-    let Some(summary) = grocery("int8") else { return };
+fn shop_photos_score_as_published_in_int8_and_trec_eval_says_the_same() {
+    if shared("grocery").is_none() {
+        return;
+    }
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let summary = grocery_in(work.path(), "int8", &["report.trec=true".to_owned()]);
     near(figures(&summary, "cosine"), (0.356, 0.243));
     near(figures(&summary, "l1"), (0.343, 0.228));
+    let Some(found) = agreement(&[work.path().join("report")]) else { return };
+    // Of 405 queries and 4 metrics: four measures without a cut-off, four at each of three.
+    assert_eq!((found.runs, found.queries, found.values), (4, 4 * 405, 4 * 405 * 16), "{found:?}");
 }
 
 /// The clean gallery of the shop photos, with every tenth query leaked into it: one half as it is, the other half saved again as
