@@ -747,6 +747,11 @@ mod tests {
             ("[gate.l1]\nMAP = nan\n[input]\ngallery = 'a'", "gate.l1.\"MAP\": NaN is not between 0 and 1"),
             ("[gate.l1]\nMAP = 'high'\n[input]\ngallery = 'a'", "shop.toml:2: invalid type"),
             (
+                "[report]\nprometheus = 'a.txt'\n[input]\ngallery = 'a'",
+                "a.txt does not end in .prom, and node_exporter reads no other files",
+            ),
+            ("[report]\ntreck = true\n[input]\ngallery = 'a'", "unknown key `treck`; did you mean `trec`?"),
+            (
                 "[gate.l1]\nMAP = 0.5\n[evaluate]\nmetrics = ['cosine', 'l2']\n[input]\ngallery = 'a'",
                 "gate.l1: not one of evaluate.metrics = [cosine, l2]",
             ),
@@ -768,6 +773,17 @@ mod tests {
             .collect();
         assert_eq!(gate, ["cosine P@1 0.6", "cosine engine recall@10 1", "l2 MAP 0.4"]);
         assert_eq!(load("[input]\ngallery = 'a'", &[], &[]).expect("valid").gate, Gate::default());
+    }
+
+    #[test]
+    fn what_is_written_beside_the_report_is_asked_for() {
+        let report =
+            |text: &str| load(&format!("{text}\n[input]\ngallery = 'a'"), &[], &[]).expect("valid").report;
+        let none = report("");
+        assert!(!none.trec && none.prometheus.is_none());
+        let asked = report("[report]\ntrec = true\nprometheus = '../metrics/shop.prom'");
+        let path = asked.prometheus.expect("a path");
+        assert!(asked.trec && path.is_absolute() && path.ends_with("metrics/shop.prom"), "{path:?}");
     }
 
     #[test]

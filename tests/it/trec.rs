@@ -90,15 +90,15 @@ impl Searcher for Poor<'_> {
 }
 
 /// Vectors from a coarse grid, so that most scores tie; labels of some; ids that a line of words cannot hold; bytes that are shared.
-fn pictures(random: &mut fastrand::Rng, split: Split, count: usize, labels: &[&str]) -> EmbeddingBatch {
+pub fn pictures(random: &mut fastrand::Rng, split: Split, count: usize, labels: &[&str]) -> EmbeddingBatch {
     let awkward = [" ", "%20", "\u{a0}", "ü", "\t", "中", "\u{1f}", ".", "#"];
     let picture = |i: usize, random: &mut fastrand::Rng| Picture {
         id: format!("{}{}{i}.jpg", awkward[random.usize(..awkward.len())], awkward[i % awkward.len()]),
         split,
         label: random.choice(labels).filter(|label| !label.is_empty()).map(|label| (*label).to_owned()),
         sha256: format!("{:064x}", random.u32(..60)),
-        pixel_sha256: String::new(),
-        dhash: random.u64(..),
+        pixel_sha256: format!("{:064x}", random.u32(..90)),
+        dhash: u64::from(random.u8(..4)) * 0x0001_0001_0001_0001,
         width: 1,
         height: 1,
         format: "png".to_owned(),
@@ -106,6 +106,15 @@ fn pictures(random: &mut fastrand::Rng, split: Split, count: usize, labels: &[&s
     let pictures = (0..count).map(|i| picture(i, random)).collect();
     let vectors = (0..count * 3).map(|_| random.u32(..3) as f32 / 2.0).collect();
     EmbeddingBatch { pictures, dim: 3, vectors, norms: vec![1.0; count] }
+}
+
+/// An exact engine that holds them.
+pub fn flat(gallery: &EmbeddingBatch) -> Flat {
+    let mut flat = Flat::new(true);
+    flat.create(gallery.dim).unwrap();
+    flat.upsert(gallery).unwrap();
+    flat.commit().unwrap();
+    flat
 }
 
 /// Evaluates random pictures with two engines, and writes all that a run would.
@@ -116,10 +125,7 @@ fn write_report(seed: u64, folder: &Path) {
     // Every tenth time no query has a right answer.
     let asked: &[&str] = if seed % 10 == 9 { &["owl", ""] } else { &["a", "b", "c", "owl", ""] };
     let queries = pictures(&mut random, Split::Query, query_count, asked);
-    let mut flat = Flat::new(true);
-    flat.create(gallery.dim).unwrap();
-    flat.upsert(&gallery).unwrap();
-    flat.commit().unwrap();
+    let flat = flat(&gallery);
     let options = EvaluateOptions {
         ks: vec![1, 3, 50],
         modes: vec![Mode::HeldOut, Mode::LeaveOneOut],

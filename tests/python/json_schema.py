@@ -31,7 +31,7 @@ def closed(schema):
 
 
 def walk(schema, part, value, seen):
-    """Notes which of the definitions a valid value has, and which values of enumerations."""
+    """Notes which of the definitions a valid value has."""
     if value is None:
         return
     if "$ref" in part:
@@ -41,8 +41,6 @@ def walk(schema, part, value, seen):
     for branch in part.get("anyOf", []):
         if branch != {"type": "null"}:
             walk(schema, branch, value, seen)
-    if "enum" in part:
-        seen.add(value)
     for name, inner in part.get("properties", {}).items():
         if name in value:
             walk(schema, inner, value[name], seen)

@@ -305,5 +305,11 @@ imagedex_last_run_timestamp_seconds{pipeline="a \"b\"\\c\nd"} 1700000000
         let text = said(&folder.path().join("none/a.prom"));
         assert!(text.contains("none: there is no such folder; make it"), "{text}");
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing is left of the trial");
+        // What comes up later is told at the end.
+        let path = folder.path().join("a.prom");
+        let file = Textfile::open(&path, "a").expect("writable");
+        fs::create_dir(&path).expect("made");
+        let text = file.write(Exit::Done, &RunFacts::default()).expect_err("a folder is there").to_string();
+        assert!(text.starts_with(&format!("cannot write {}: ", path.display())), "{text}");
     }
 }
