@@ -47,7 +47,7 @@ fn shortened(markdown: &str, most: usize, whole: &Path) -> Option<String> {
         super::markdown::escape(&whole.display().to_string())
     );
     let fits = &markdown[..markdown.floor_char_boundary(most.checked_sub(note.len())?)];
-    let end = fits.rfind("\n## ").or_else(|| fits.rfind('\n')).map_or(0, |end| end + 1);
+    let end = fits.rfind("\n## ").or_else(|| fits.rfind('\n').map(|end| end + 1)).unwrap_or(0);
     Some(format!("{}{note}", &fits[..end]))
 }
 

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn a_test_for_each_check() {
         let without_engine = Check { engine: None, mode: None, ..check(None) };
-        let inexact = Check { rule: Rule::ExactEngine, passed: false, ..check(Some(0.98)) };
+        let inexact = Check { rule: Rule::ExactEngine, minimum: 1.0, passed: false, ..check(Some(0.98)) };
         let checks = vec![check(Some(0.75)), check(Some(0.5)), without_engine, inexact];
         assert_eq!(
             junit(json!({"model": "vgg<16>", "batch": 8}), checks),
