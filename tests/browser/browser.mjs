@@ -13,7 +13,9 @@ export const modules = (target) => createRequire(join(target, "package.json"));
 /** A browser, or the end of the program with NO_BROWSER. */
 export async function launch(target) {
   const unpacked = join(target, "unpacked");
+  // Its fonts and their cache lie beside it, wherever the folder was moved.
   process.env.FONTCONFIG_FILE = join(unpacked, "fonts.conf");
+  process.env.XDG_CACHE_HOME = unpacked;
   const chromium = join(unpacked, "chromium");
   const runs = () => spawnSync(chromium, ["--version"], { encoding: "utf8" });
   let tried = runs();
@@ -26,6 +28,6 @@ export async function launch(target) {
     process.exit(NO_BROWSER);
   }
   // No sandbox: containers and root have none, and the only page opened is our own.
-  const options = { executablePath: chromium, headless: "shell", args: ["--no-sandbox", "--disable-dev-shm-usage"] };
+  const options = { executablePath: chromium, headless: "shell", protocolTimeout: 60_000, args: ["--no-sandbox", "--disable-dev-shm-usage"] };
   return modules(target)("puppeteer-core").launch(options);
 }

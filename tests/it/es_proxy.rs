@@ -135,5 +135,9 @@ fn serve(
         Fault::Delay(time) => std::thread::sleep(time),
         _ => {}
     }
-    client.write_all(&answer)
+    // Else the client might send its next request on a connection that is about to be closed.
+    let headers = answer.windows(2).position(|end| end == b"\r\n").map_or(0, |end| end + 2);
+    client.write_all(&answer[..headers])?;
+    client.write_all(b"Connection: close\r\n")?;
+    client.write_all(&answer[headers..])
 }

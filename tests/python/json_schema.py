@@ -52,13 +52,19 @@ def walk(schema, part, value, seen):
             walk(schema, part["additionalProperties"], inner, seen)
 
 
+def said(error):
+    """The reason, whose end tells more than the value it begins with; and why no alternative fits."""
+    alternatives = "".join(f"; {said(inner)}" for inner in error.context)
+    return f"{error.json_path}: {error.message[-200:]}{alternatives}"
+
+
 schema = json.loads(Path(sys.argv[1]).read_text())
 Draft202012Validator.check_schema(schema)
 strict = Draft202012Validator(closed(schema))
 errors, seen = [], set()
 for path in sys.argv[2:]:
     value = json.loads(Path(path).read_text())
-    found = [f"{path}: {error.json_path}: {error.message[:300]}" for error in strict.iter_errors(value)]
+    found = [f"{path}: {said(error)}" for error in strict.iter_errors(value)]
     errors += found
     if not found:
         walk(schema, schema, value, seen)
