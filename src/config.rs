@@ -12,6 +12,8 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::engines::elastic::{self, ElasticConfig};
+use crate::engines::faiss::{self, FaissConfig, FaissSection};
+use crate::engines::hnsw::{self, HnswConfig};
 use crate::engines::{EngineConfig, EngineName};
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
@@ -109,8 +111,84 @@ struct FeaturesFile {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LoadFile {
-    engine: Option<EngineName>,
+    #[serde(default, deserialize_with = "one_or_many")]
+    engine: Vec<EngineName>,
+    hnsw: Option<HnswConfig>,
+    faiss: Option<FaissSection>,
     elasticsearch: Option<ElasticConfig>,
+}
+
+impl LoadFile {
+    /// The engines in the order in which they are named. What is wrong with one: its key and the reason.
+    fn finish(
+        self,
+        name: &str,
+        work: &Path,
+        metrics: &[Metric],
+    ) -> Result<Vec<EngineConfig>, (&'static str, String)> {
+        let names = if self.engine.is_empty() { vec![EngineName::default()] } else { self.engine };
+        let hnsw = self.hnsw.unwrap_or_default();
+        let faiss = self.faiss.unwrap_or_default();
+        let mut server = self.elasticsearch.unwrap_or_default();
+        if server.alias.is_empty() {
+            server.alias = name.to_ascii_lowercase();
+        }
+        let mut engines = Vec::new();
+        for (i, name) in names.iter().enumerate() {
+            if names[..i].contains(name) {
+                return Err(("load.engine", "names an engine twice".to_owned()));
+            }
+            match name {
+                EngineName::Flat => engines.push(EngineConfig::Flat),
+                EngineName::Hnsw => {
+                    hnsw.check()?;
+                    let metrics = metrics.to_vec();
+                    let folder = Some(work.join(hnsw::NAME));
+                    engines.push(EngineConfig::Hnsw(HnswConfig { metrics, folder, ..hnsw.clone() }));
+                }
+                EngineName::Faiss => {
+                    faiss.check()?;
+                    engines.extend(faiss.engines().into_iter().map(|config| {
+                        let metrics = metrics.to_vec();
+                        let folder = Some(work.join(faiss::NAME));
+                        EngineConfig::Faiss(FaissConfig { metrics, folder, ..config })
+                    }));
+                }
+                EngineName::Elasticsearch => {
+                    server.check()?;
+                    engines.push(EngineConfig::Elasticsearch(Box::new(server.clone())));
+                }
+            }
+        }
+        Ok(engines)
+    }
+}
+
+/// A value or a list of values.
+pub(crate) fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Visitor<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("a name or a list of names")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+            Ok(vec![T::deserialize(serde::de::value::StrDeserializer::new(text))?])
+        }
+
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, sequence: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(sequence))
+        }
+    }
+
+    deserializer.deserialize_any(Visitor(std::marker::PhantomData))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -274,8 +352,8 @@ pub struct PipelineConfig {
     pub threads: usize,
     /// `features.table`: the folder of the Delta table. Default: `features` in the work folder.
     pub features: PathBuf,
-    /// `load.engine`, with its section. Default: `flat`.
-    pub engine: EngineConfig,
+    /// `load.engine`, one or several, each with its section. Searches go to the first. Default: `flat`.
+    pub engines: Vec<EngineConfig>,
     pub evaluate: Evaluate,
     /// `gate`: for each metric the least values of its measures, by the names that the report prints. Default: none.
     pub gate: Gate,
@@ -362,7 +440,7 @@ impl PipelineConfig {
         let as_written = toml::from_str::<PipelineFile>(&text);
         let environment: Vec<(String, String)> = environment.collect();
         let mut changes = changes(overrides, environment.iter().cloned())?;
-        if engine_name(&table, &changes) == Some("elasticsearch") {
+        if names_engine(&table, &changes, "elasticsearch") {
             // Before all others, so that those win.
             changes.splice(..0, elastic_environment(&environment));
         }
@@ -452,17 +530,8 @@ impl PipelineFile {
             let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
-        let engine = match self.load.engine.unwrap_or_default() {
-            EngineName::Flat => EngineConfig::Flat,
-            EngineName::Elasticsearch => {
-                let mut server = self.load.elasticsearch.unwrap_or_default();
-                if server.alias.is_empty() {
-                    server.alias = name.to_ascii_lowercase();
-                }
-                server.check().map_err(|(key, reason)| value_error(key, reason))?;
-                EngineConfig::Elasticsearch(Box::new(server))
-            }
-        };
+        let engines =
+            self.load.finish(&name, &work, &metrics).map_err(|(key, reason)| value_error(key, reason))?;
         let evaluate = Evaluate { metrics, ks, modes };
         let gate = self.gate.finish(&evaluate).map_err(|(key, reason)| value_error(&key, reason))?;
         let baseline_file = folder.join(format!("{name}.baseline.json"));
@@ -493,7 +562,7 @@ impl PipelineFile {
             },
             runtime_library: self.runtime.library,
             threads,
-            engine,
+            engines,
             evaluate,
             gate,
             baseline_file: baseline.as_ref().map_or(baseline_file, |baseline| baseline.file.clone()),
@@ -561,11 +630,12 @@ fn changes(
     Ok(changes)
 }
 
-/// `load.engine`, as it will be.
-fn engine_name<'a>(table: &'a Table, changes: &'a [Change]) -> Option<&'a str> {
+/// Whether `load.engine`, as it will be, names this engine.
+fn names_engine(table: &Table, changes: &[Change], engine: &str) -> bool {
     let changed = changes.iter().rev().find(|change| change.key == ["load", "engine"]);
     let value = changed.map(|change| &change.value).or_else(|| table.get("load")?.get("engine"));
-    value.and_then(Value::as_str)
+    let is = |value: &Value| value.as_str() == Some(engine);
+    value.is_some_and(|value| is(value) || value.as_array().is_some_and(|names| names.iter().any(is)))
 }
 
 /// The variables that say where Elasticsearch is, as changes of `[load.elasticsearch]`.

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use anyhow::Context;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use crate::cli::{Compute, Index, OriginalEngine, Retrieve};
-use crate::embedders::{self, Embedder, Runtime};
+use crate::embedders::{self, Embedder};
 use crate::engines::elastic::{self, Address, Elastic, ElasticConfig, Layout};
-use crate::engines::flat::Flat;
-use crate::engines::{EngineError, Query, Server, Source, VectorIndex};
+use crate::engines::faiss::FaissConfig;
+use crate::engines::{self, EngineConfig, EngineError, Query, Server, Source, VectorIndex};
 use crate::exchange;
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::STOP;
@@ -87,12 +87,10 @@ pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
     let bytes = read_picture(&args.test_data)?;
     let runtime = async_runtime()?;
     let index: Box<dyn VectorIndex> = match args.engine {
-        OriginalEngine::Numpy => {
-            let mut index = Flat::new(spec.non_negative);
-            index.create(gallery.dim)?;
-            index.upsert(&gallery)?;
-            index.commit()?;
-            Box::new(index)
+        OriginalEngine::Numpy => in_memory(&EngineConfig::Flat, &gallery, spec.non_negative, &runtime)?,
+        OriginalEngine::Faiss => {
+            let config = FaissConfig { metrics: vec![Metric::Cosine], ..FaissConfig::default() };
+            in_memory(&EngineConfig::Faiss(config), &gallery, spec.non_negative, &runtime)?
         }
         OriginalEngine::Es => {
             Box::new(in_elasticsearch(args, &gallery, spec.non_negative, runtime.handle())?)
@@ -102,13 +100,35 @@ pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
     let mut embedder = open(spec, &args.compute)?;
     let vector = pipeline::embed_one(embedder.as_mut(), &options, &args.test_data, &bytes)?;
     let hits = index.search(&Query { vector: &vector, k: HITS, metric: Metric::Cosine })?;
+    // Ours is cosine + 1; the original's is cosine * 0.5 + 0.5.
+    let hits: Vec<(String, f32)> = hits.into_iter().map(|hit| (hit.id, hit.score / 2.0)).collect();
     let mut text = String::new();
-    for hit in hits {
-        // Ours is cosine + 1; the original's is cosine * 0.5 + 0.5.
-        text += &format!("{}  {:.6}\n", hit.id, hit.score / 2.0);
+    for (name, score) in hits.iter().filter(|(_, score)| *score > args.threshold) {
+        text += &format!("{}  {score:.6}\n", name.escape_debug());
+    }
+    if let (true, Some((name, score))) = (text.is_empty(), hits.first()) {
+        tracing::warn!(
+            "no score is above {}; the nearest is {} with {score:.6}: --threshold 0 shows it",
+            args.threshold,
+            name.escape_debug()
+        );
     }
     say(text.as_bytes())?;
     Ok(Exit::Done)
+}
+
+/// The file's vectors in an engine that holds nothing between runs.
+fn in_memory(
+    config: &EngineConfig,
+    gallery: &EmbeddingBatch,
+    non_negative: bool,
+    runtime: &Runtime,
+) -> anyhow::Result<Box<dyn VectorIndex>> {
+    let mut index = engines::open(config, non_negative, runtime.handle())?;
+    index.create(gallery.dim)?;
+    index.upsert(gallery)?;
+    index.commit()?;
+    Ok(index)
 }
 
 /// The file's vectors behind alias `--db_name`, in the original's mapping and shards. The original deletes and reloads the index
@@ -171,7 +191,7 @@ fn spec(compute: &Compute) -> anyhow::Result<ModelSpec> {
 
 fn open(spec: ModelSpec, compute: &Compute) -> anyhow::Result<Box<dyn Embedder>> {
     let library = setup::runtime_library(&cache(compute));
-    Ok(embedders::open(spec, &Runtime { library, threads: files::threads(), cache: None })?)
+    Ok(embedders::open(spec, &embedders::Runtime { library, threads: files::threads(), cache: None })?)
 }
 
 fn cache(compute: &Compute) -> std::path::PathBuf {

@@ -14,8 +14,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernels::{self, Kernel, Lanes, Sum};
-use super::{EngineError, Hit, Query, Ranker, Searcher, VectorIndex};
+use super::kernels::{self, Kernel, LANES, Lanes, Sum};
+use super::{EngineError, Footprint, Hit, Query, Ranker, Searcher, VectorIndex};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -95,6 +95,56 @@ impl Ranker for Flat {
     fn rank_many(&self, queries: &[Query]) -> Result<Vec<Vec<(u32, f32)>>, EngineError> {
         let rows = |keys: Vec<Key>| keys.iter().map(|key| (key.row() as u32, key.value())).collect();
         Ok(self.best_keys(queries)?.into_par_iter().map(rows).collect())
+    }
+}
+
+/// The pictures of an engine in memory by number, ids ascending.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub ids: &'a [String],
+    pub dim: usize,
+    /// `[ids.len(), stride]`, filled up with zeros from `dim` on.
+    pub vectors: &'a [f32],
+    pub stride: usize,
+}
+
+/// For engines that keep the pictures here and find candidates among them their own way.
+impl Flat {
+    pub(super) fn rows(&self) -> Result<Rows<'_>, EngineError> {
+        let table = self.table()?;
+        let stride = table.width * LANES;
+        Ok(Rows { ids: &table.ids, dim: table.dim, vectors: table.rows.as_flattened(), stride })
+    }
+
+    /// Whether all vectors have length 1, to what `f32` can hold.
+    pub(super) fn is_unit(&self) -> bool {
+        self.table.as_ref().is_some_and(|table| table.norms.iter().all(|norm| (norm - 1.0).abs() < 1e-5))
+    }
+
+    /// Whether the next commit changes anything.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Refuses what [`Searcher::search`] would refuse. Says whether the query has a nearest picture at all: by cosine a vector of
+    /// zeros has none, and its hits are the first ids.
+    pub(super) fn has_nearest(&self, query: &Query) -> Result<bool, EngineError> {
+        let prepared = self.table()?.prepare(query, self.kernel)?;
+        Ok(query.metric != Metric::Cosine || prepared.norm > 0.0)
+    }
+
+    /// The `k` best of these rows: exact scores, ties by id.
+    pub(super) fn best_among(
+        &self,
+        query: &Query,
+        rows: impl Iterator<Item = usize>,
+    ) -> Result<Vec<Hit>, EngineError> {
+        let table = self.table()?;
+        let prepared = table.prepare(query, self.kernel)?;
+        let search = Search { table, kernel: self.kernel, non_negative: self.non_negative };
+        let mut keys: Vec<Key> = rows.map(|row| search.exact_key(&prepared, row)).collect();
+        sort_and_cut(&mut keys, prepared.k);
+        Ok(table.hits(&keys))
     }
 }
 
@@ -185,6 +235,16 @@ impl VectorIndex for Flat {
 
     fn arms(&self) -> Vec<&dyn Searcher> {
         vec![self]
+    }
+
+    fn footprint(&self) -> Footprint {
+        let bytes = self.table.as_ref().map_or(0, |table| {
+            let ids: usize = table.ids.iter().map(|id| id.capacity() + size_of::<String>()).sum();
+            ids + size_of_val(table.rows.as_slice())
+                + size_of_val(table.norms.as_slice())
+                + size_of_val(table.inverse_norms.as_slice())
+        });
+        Footprint { memory: Some(bytes as u64), disk: None }
     }
 }
 
@@ -499,16 +559,17 @@ impl Search<'_> {
     fn settle(&self, query: &Prepared, candidates: Best) -> Option<Vec<Key>> {
         let left_out = self.table.len() - candidates.keys.len();
         let closeness = f64::from(candidates.keys.peek()?.value());
-        let exact = |key: &Key| {
-            let mut sum = [0.0];
-            let row = self.table.row(key.row());
-            self.kernel.exact(sum_of(query.metric), &query.vector, row, self.table.width, &mut sum);
-            Key::new(self.score(query, key.row(), sum[0]), key.row())
-        };
-        let mut keys: Vec<Key> = candidates.keys.iter().map(exact).collect();
+        let mut keys: Vec<Key> = candidates.keys.iter().map(|key| self.exact_key(query, key.row())).collect();
         sort_and_cut(&mut keys, query.k);
         let last = keys.last()?.value();
         (left_out == 0 || self.best_possible(query, closeness) < last).then_some(keys)
+    }
+
+    fn exact_key(&self, query: &Prepared, row: usize) -> Key {
+        let mut sum = [0.0];
+        let numbers = self.table.row(row);
+        self.kernel.exact(sum_of(query.metric), &query.vector, numbers, self.table.width, &mut sum);
+        Key::new(self.score(query, row, sum[0]), row)
     }
 
     /// The greatest score that a row can have whose closeness in the fast scan is at most `closeness`.

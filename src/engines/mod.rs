@@ -5,12 +5,16 @@ use tokio::runtime::Handle;
 
 use std::collections::BTreeMap;
 
+use crate::config::Budget;
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
 pub mod elastic;
+pub mod faiss;
 pub mod flat;
+pub mod hnsw;
 pub mod kernels;
+pub mod saved;
 
 /// `load.engine` of a pipeline file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -19,6 +23,10 @@ pub enum EngineName {
     /// Exact search in memory: [`flat::Flat`].
     #[default]
     Flat,
+    /// A graph in memory: [`hnsw::Hnsw`].
+    Hnsw,
+    /// FAISS, in programs with that feature: [`faiss`].
+    Faiss,
     /// An Elasticsearch server: [`elastic::Elastic`].
     Elasticsearch,
 }
@@ -28,15 +36,27 @@ pub enum EngineName {
 pub enum EngineConfig {
     #[default]
     Flat,
+    Hnsw(hnsw::HnswConfig),
+    Faiss(faiss::FaissConfig),
     Elasticsearch(Box<elastic::ElasticConfig>),
 }
 
 impl EngineConfig {
-    /// The name used in pipeline files and reports.
-    pub fn name(&self) -> &'static str {
+    /// The name used in reports.
+    pub fn name(&self) -> String {
         match self {
-            EngineConfig::Flat => "flat",
-            EngineConfig::Elasticsearch(_) => elastic::NAME,
+            EngineConfig::Flat => "flat".to_owned(),
+            EngineConfig::Hnsw(_) => hnsw::NAME.to_owned(),
+            EngineConfig::Faiss(config) => config.name(),
+            EngineConfig::Elasticsearch(_) => elastic::NAME.to_owned(),
+        }
+    }
+
+    /// How many pictures the engine may refuse before a load fails.
+    pub fn max_rejected(&self) -> Budget {
+        match self {
+            EngineConfig::Elasticsearch(config) => config.max_rejected,
+            _ => Budget::Count(0),
         }
     }
 }
@@ -51,6 +71,8 @@ pub fn open(
 ) -> Result<Box<dyn VectorIndex>, EngineError> {
     Ok(match config {
         EngineConfig::Flat => Box::new(flat::Flat::new(non_negative)),
+        EngineConfig::Hnsw(config) => Box::new(hnsw::Hnsw::new(config, non_negative)),
+        EngineConfig::Faiss(config) => faiss::open(config, non_negative)?,
         EngineConfig::Elasticsearch(config) => {
             Box::new(elastic::Elastic::open(config, non_negative, handle)?)
         }
@@ -135,6 +157,15 @@ pub struct Standing {
     pub rejected: u64,
 }
 
+/// Bytes that an index takes; nothing where they are not known or not ours to count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// In this program.
+    pub memory: Option<u64>,
+    /// In files, here or on the server.
+    pub disk: Option<u64>,
+}
+
 /// Something that answers queries. Hits come by score descending, then id ascending, in every engine.
 pub trait Searcher {
     /// The name used in pipeline files and reports.
@@ -191,6 +222,11 @@ pub trait VectorIndex: Searcher + Send {
 
     /// All ways to search it that are worth measuring, the exact one first.
     fn arms(&self) -> Vec<&dyn Searcher>;
+
+    /// How much room it takes.
+    fn footprint(&self) -> Footprint {
+        Footprint::default()
+    }
 
     /// The engine as a place that other programs search too, where it is one.
     fn as_server(&mut self) -> Option<&mut dyn Server> {

@@ -1,7 +1,9 @@
 //! One contract, run against every engine; then `flat` against a brute force written down in five lines.
 
 use imagedex::engines::elastic::{Address, ElasticConfig};
+use imagedex::engines::faiss::FaissConfig;
 use imagedex::engines::flat::Flat;
+use imagedex::engines::hnsw::{Hnsw, HnswConfig, Storage};
 use imagedex::engines::kernels::Kernel;
 use imagedex::engines::{self, EngineConfig, EngineError, Hit, Query, Searcher, VectorIndex};
 use imagedex::metric::Metric;
@@ -14,7 +16,13 @@ use crate::es_node::Node;
 /// Every engine that runs inside this process, with the card of a model whose numbers are never negative.
 fn engines() -> Vec<Box<dyn VectorIndex>> {
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
-    let opened = [engines::open(&EngineConfig::Flat, true, runtime.handle()).expect("opens")].into_iter();
+    let mut configs = vec![EngineConfig::Flat, EngineConfig::Hnsw(HnswConfig::default())];
+    if cfg!(feature = "faiss") {
+        let graph = FaissConfig { index: "HNSW32,Flat".to_owned(), ..FaissConfig::default() };
+        configs.extend([FaissConfig::default(), graph].map(EngineConfig::Faiss));
+    }
+    let opened =
+        configs.into_iter().map(|config| engines::open(&config, true, runtime.handle()).expect("opens"));
     let kernels =
         Kernel::available().into_iter().map(|kernel| Box::new(Flat::with_kernel(true, kernel)) as Box<_>);
     opened.chain(kernels).collect()
@@ -144,6 +152,173 @@ fn keeps_the_contract(engine: &mut dyn VectorIndex) {
     engine.upsert(&batch(&[("only", [1.0, 0.0])])).expect(name);
     assert_eq!(engine.commit().expect(name), 1);
     assert_eq!(ids(&search(engine, &[0.5, 0.5], 3, metric)), ["only"]);
+}
+
+#[test]
+fn engines_in_memory_score_as_flat_does_and_find_most_of_what_it_finds() {
+    let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
+    for unit in [true, false] {
+        let gallery = gallery(2000, 64, unit, 3);
+        let asked = self::gallery(100, 64, unit, 4);
+        let mut flat = Flat::new(true);
+        load(&mut flat, &gallery);
+        let with = |config: HnswConfig| EngineConfig::Hnsw(HnswConfig { ef_search: 128, ..config });
+        let mut configs = vec![
+            (with(HnswConfig::default()), 0.9),
+            (with(HnswConfig { storage: Storage::Bf16, ..HnswConfig::default() }), 0.9),
+        ];
+        if unit {
+            // The row of zeros is not of length 1, so each metric would have its own graph.
+            let metrics = vec![Metric::Cosine];
+            configs.push((with(HnswConfig { storage: Storage::I8, metrics, ..HnswConfig::default() }), 0.8));
+        }
+        if cfg!(feature = "faiss") {
+            configs.push((EngineConfig::Faiss(FaissConfig::default()), 1.0));
+            let parameters = vec![("efSearch".to_owned(), 128.0)];
+            let graph = FaissConfig { index: "HNSW32,Flat".to_owned(), parameters, ..FaissConfig::default() };
+            configs.push((EngineConfig::Faiss(graph), 0.9));
+        }
+        for (config, least) in configs {
+            let mut engine = engines::open(&config, true, runtime.handle()).expect("opens");
+            load(engine.as_mut(), &gallery);
+            for metric in Metric::ALL.into_iter().filter(|metric| engine.supports(*metric)) {
+                let queries: Vec<Query> =
+                    (0..asked.len()).map(|i| Query { vector: asked.vector(i), k: 10, metric }).collect();
+                let found = engine.search_many(&queries).expect("search");
+                let (mut same, mut all) = (0, 0);
+                for (query, hits) in queries.iter().zip(&found) {
+                    let truth = flat.search(&Query { k: gallery.len(), ..*query }).expect("search");
+                    let score = |id: &str| truth.iter().find(|hit| hit.id == id).expect("it is there").score;
+                    assert!(hits.iter().all(|hit| hit.score == score(&hit.id)), "{config:?} {metric}");
+                    let ordered =
+                        |pair: &[Hit]| (-pair[0].score, &pair[0].id) < (-pair[1].score, &pair[1].id);
+                    assert!(hits.windows(2).all(ordered), "{config:?} {metric}: best first, ties by id");
+                    // As near as the last of the true ones.
+                    same += hits.iter().filter(|hit| hit.score >= truth[9].score).count();
+                    all += 10;
+                }
+                let recall = same as f64 / all as f64;
+                assert!(recall >= least, "{config:?} unit {unit} {metric}: recall {recall}");
+            }
+        }
+    }
+}
+
+#[test]
+fn graphs_are_kept_and_built_anew_where_anything_changed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
+    let (path, gallery) = (folder.path().join("kept"), gallery(600, 32, true, 5));
+    let hnsw = HnswConfig { folder: Some(path.clone()), ..HnswConfig::default() };
+    let mut kinds = vec![(EngineConfig::Hnsw(hnsw.clone()), "cosine.usearch")];
+    if cfg!(feature = "faiss") {
+        let faiss = |index: &str| {
+            EngineConfig::Faiss(FaissConfig {
+                index: index.to_owned(),
+                metrics: vec![Metric::L1],
+                folder: Some(path.clone()),
+                ..FaissConfig::default()
+            })
+        };
+        kinds.extend([(faiss("Flat"), "Flat-l1.faiss"), (faiss("HNSW16,Flat"), "HNSW16_Flat-l1.faiss")]);
+    }
+    for (config, name) in kinds {
+        let answer = |gallery: &EmbeddingBatch| {
+            let mut engine = engines::open(&config, true, runtime.handle()).expect("opens");
+            load(engine.as_mut(), gallery);
+            let metric = Metric::ALL.into_iter().find(|metric| engine.supports(*metric)).expect("one");
+            search(engine.as_ref(), gallery.vector(42), 10, metric)
+        };
+        let file = path.join(name);
+        let first = answer(&gallery);
+        let written = std::fs::read(&file).expect("it is kept");
+        let time = || std::fs::metadata(&file).expect("a file").modified().expect("a time");
+        let made = time();
+        assert_eq!(answer(&gallery), first, "{name}: read again, the same answers");
+        assert_eq!(time(), made, "{name}: nothing was built");
+
+        // One thread builds a graph: the same again, to the bit.
+        std::fs::remove_file(path.join(format!("{name}.json"))).expect("a record");
+        assert_eq!(answer(&gallery), first);
+        let same = || std::fs::read(&file).expect("a file") == written;
+        assert!(same(), "{name}: the same input, the same graph");
+
+        // A damaged file is never read.
+        let mut damaged = written.clone();
+        damaged.truncate(written.len() / 2);
+        std::fs::write(&file, &damaged).expect("writable");
+        assert_eq!(answer(&gallery), first, "{name}: built anew");
+        assert!(same());
+
+        let fewer = batch(
+            &(0..500).map(|i| (gallery.pictures[i].id.as_str(), gallery.vector(i))).collect::<Vec<_>>(),
+        );
+        let _ = answer(&fewer);
+        assert!(!same(), "{name}: of other pictures");
+    }
+}
+
+#[test]
+fn what_a_graph_cannot_do_is_said() {
+    let config = HnswConfig { storage: Storage::I8, ..HnswConfig::default() };
+    let mut engine = Hnsw::new(&config, true);
+    engine.create(2).expect("create");
+    engine.upsert(&batch(&[("a", [1.0, 3.0]), ("b", [2.0, 0.0])])).expect("upsert");
+    let refused = engine.commit().expect_err("numbers of any length").to_string();
+    assert!(refused.contains("load.hnsw.storage") && refused.contains("bf16"), "{refused}");
+    let of_cosine = HnswConfig { metrics: vec![Metric::Cosine], ..HnswConfig::default() };
+    let mut engine = Hnsw::new(&of_cosine, true);
+    load(&mut engine, &batch(&[("a", [1.0, 3.0])]));
+    for (metric, reason) in [(Metric::L1, "use engine flat"), (Metric::L2, "evaluate.metrics")] {
+        let refused = engine.search(&Query { vector: &[1.0, 0.0], k: 1, metric }).expect_err("no graph");
+        assert!(refused.to_string().contains(reason), "{refused}");
+    }
+}
+
+/// FAISS' own Python package reads our index files, and finds the same.
+#[cfg(feature = "faiss")]
+#[test]
+fn faiss_in_python_reads_our_files() {
+    let Some(python) = crate::readers::python() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
+    let gallery = gallery(300, 32, false, 6);
+    for (index, metric) in [
+        ("Flat", Metric::L1),
+        ("Flat", Metric::L2),
+        ("Flat", Metric::DotProduct),
+        ("HNSW16,Flat", Metric::L2),
+    ] {
+        let config = FaissConfig {
+            index: index.to_owned(),
+            metrics: vec![metric],
+            folder: Some(folder.path().to_owned()),
+            ..FaissConfig::default()
+        };
+        let mut engine = engines::open(&EngineConfig::Faiss(config), true, runtime.handle()).expect("opens");
+        load(engine.as_mut(), &gallery);
+        let ours = search(engine.as_ref(), gallery.vector(7), 5, metric);
+        let file = folder.path().join(format!("{}-{metric}.faiss", index.replace(',', "_")));
+        let query = serde_json::to_string(gallery.vector(7)).expect("numbers");
+        let found = crate::readers::run_python(&python, "faiss_search.py", &[&file], folder.path(), &query);
+        assert_eq!(found[0]["total"], 300, "{index} {metric}");
+        // Of equal pictures FAISS takes any.
+        let scores: Vec<f64> = found[0]["distances"]
+            .as_array()
+            .expect("distances")
+            .iter()
+            .map(|distance| distance.as_f64().expect("a number"))
+            .map(|raw| metric.score(if metric == Metric::L2 { raw.sqrt() } else { raw }, true))
+            .collect();
+        for (hit, score) in ours.iter().zip(&scores) {
+            let (ours, theirs) = (f64::from(hit.score), *score);
+            assert!(
+                (ours - theirs).abs() <= 1e-3 * ours.abs().max(1e-3),
+                "{index} {metric}: {ours} {theirs}"
+            );
+        }
+        assert_eq!(found[0]["ids"].as_array().expect("ids").len(), 5);
+    }
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod parity;
 mod quickstart;
 mod readers;
 mod setup;
+mod several;
 mod sql;
 mod statistics;
 mod store;

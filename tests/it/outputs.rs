@@ -4,13 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use imagedex::engines::Searcher;
+use imagedex::engines::{Footprint, Searcher};
 use imagedex::lock::WorkLock;
 use imagedex::metric::Metric;
 use imagedex::stages::decode::Failure;
 use imagedex::stages::evaluate::{self, EvaluateOptions, Mode};
 use imagedex::stages::gate::{Check, Fall, Rule, Verdict};
-use imagedex::stages::report::{self, RunReport, SCHEMA_VERSION, Summary};
+use imagedex::stages::report::{self, EngineFailure, Load, RunReport, SCHEMA_VERSION, Summary};
 use imagedex::stages::scan::Split;
 use imagedex::stats::{Books, LoadBooks, StageStats};
 use serde_json::{Value, json};
@@ -247,10 +247,12 @@ fn full_report() -> RunReport {
         reason: "torn".into(),
     };
     let stage = StageStats { stage: "scan".into(), items_in: 2, items_out: 1, bytes: 3, seconds: 0.5 };
-    let load = LoadBooks { engine: "flat".into(), sent_what: "everything".into(), ..LoadBooks::default() };
+    let books = LoadBooks { engine: "flat".into(), sent_what: "everything".into(), ..LoadBooks::default() };
+    let load = Load { books, seconds: 0.5, footprint: Footprint { memory: Some(9), disk: None } };
     RunReport::new("full", json!({"model": "vgg16"}), evaluations)
         .with_run(Books::default(), &[failure], vec![stage])
-        .with_load(load)
+        .with_loads(vec![load])
+        .with_engine_failures(vec![EngineFailure { engine: "milvus".into(), reason: "it is down".into() }])
         .with_gate(Verdict { checks })
 }
 

@@ -180,23 +180,39 @@ fn the_originals_commands_work_on_its_pictures() {
     imagedex(index).exits(0).says("26 pictures, 0 failed");
     let picture = seed.join("test/001_accordion_image_0001.jpg");
     // The same three hits from our file and from the one that the original wrote.
-    let hits = |features: &std::path::Path| {
-        let said = imagedex([
-            "retrieve",
-            "--test_data",
-            &picture.to_string_lossy(),
-            "--index_file",
-            &features.to_string_lossy(),
-            "--provider",
-            "openvino",
-        ])
-        .exits(0);
+    let retrieve = |engine: &str, features: &std::path::Path, threshold: &[&str]| {
+        let (picture, features) = (picture.to_string_lossy(), features.to_string_lossy());
+        let flags = ["retrieve", "--engine", engine, "--test_data", &picture, "--index_file", &features];
+        imagedex(flags.into_iter().chain(["--provider", "openvino"]).chain(threshold.iter().copied()))
+    };
+    let hits = |engine: &str, features: &std::path::Path| {
+        let said = retrieve(engine, features, &["--threshold", "0"]).exits(0);
         said.out.lines().filter_map(|line| line.split("  ").next().map(str::to_owned)).collect::<Vec<_>>()
     };
-    let ours = hits(&file);
+    let ours = hits("numpy", &file);
     assert_eq!(ours.len(), 3);
     assert!(ours[0].contains("accordion"), "{ours:?}");
-    assert_eq!(ours, hits(&seed.join("train.h5")));
+    let original = seed.join("train.h5");
+    assert_eq!(ours, hits("numpy", &original));
+    if cfg!(feature = "faiss") {
+        assert_eq!(ours, hits("faiss", &original));
+        assert_eq!(
+            retrieve("faiss", &original, &[]).exits(0).out,
+            retrieve("numpy", &original, &[]).exits(0).out,
+            "the same scores"
+        );
+    } else {
+        retrieve("faiss", &original, &[]).exits(2).complains("--features faiss");
+    }
+    // The original's formulas: cosine * 0.5 + 0.5 on its own features, shown above 0.85.
+    let shown = retrieve("numpy", &original, &[]).exits(0).out;
+    let all = retrieve("numpy", &original, &["--threshold", "0"]).exits(0).out;
+    let above =
+        |line: &&str| line.rsplit("  ").next().is_some_and(|score| score.parse::<f32>().unwrap() > 0.85);
+    assert_eq!(shown.lines().collect::<Vec<_>>(), all.lines().filter(above).collect::<Vec<_>>());
+    retrieve("numpy", &original, &["--threshold", "0.999"])
+        .exits(0)
+        .complains("no score is above 0.999; the nearest is");
     // The same from Elasticsearch, in the original's mapping; the second search finds the file loaded.
     let node = Node::shared();
     let mut names = Vec::new();
@@ -214,6 +230,8 @@ fn the_originals_commands_work_on_its_pictures() {
             "openvino",
             "--db_name",
             "image_retrieval",
+            "--threshold",
+            "0",
         ]);
         command.arg("--test_data").arg(&picture).arg("--index_file").arg(seed.join("train.h5"));
         let found = said(command.output().expect("the program starts")).exits(0);

@@ -271,6 +271,12 @@ impl Indices {
         }
     }
 
+    /// Bytes of an index on the server's disks, where the user may know.
+    pub fn bytes(&self, index: &str) -> Option<u64> {
+        let stats: Value = self.client.find(&format!("{index}/_stats/store")).ok()??;
+        stats["_all"]["total"]["store"]["size_in_bytes"].as_u64()
+    }
+
     /// Deletes an index of ours.
     pub fn delete(&self, index: &str) -> Result<(), EngineError> {
         let reply = self.client.answer(Method::Delete, index, Kind::Json, None)?;

@@ -27,7 +27,9 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::runtime::Handle;
 
-use super::{EngineError, Filter, Hit, Query, Rejected, Searcher, Server, Source, Standing, VectorIndex};
+use super::{
+    EngineError, Filter, Footprint, Hit, Query, Rejected, Searcher, Server, Source, Standing, VectorIndex,
+};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 use bulk::{Encoder, document_id};
@@ -291,6 +293,11 @@ impl VectorIndex for Elastic {
         let mut arms: Vec<&dyn Searcher> = vec![self];
         arms.extend(self.arms.iter().map(|arm| arm as &dyn Searcher));
         arms
+    }
+
+    fn footprint(&self) -> Footprint {
+        let disk = self.index.as_ref().and_then(|index| self.indices.bytes(&index.owned.name));
+        Footprint { memory: None, disk }
     }
 
     fn as_server(&mut self) -> Option<&mut dyn Server> {

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 use super::findings::{self, best, verdict};
 use super::table::{Table, decimal};
-use super::{Exporter, RunReport};
-use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation, TwinPair};
+use super::{EngineFailure, EngineSize, Exporter, RunReport};
+use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation, SearchTiming, TwinPair};
 use crate::stages::gate::{Rule, Verdict};
 
 /// Classes shown in the table of the worst.
@@ -32,6 +32,7 @@ impl Exporter for Markdown {
     fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         writeln!(out, "# imagedex: {}\n", escape(&report.name))?;
         write_gate(&report.gate, out)?;
+        write_engines(report, out)?;
         for evaluation in &report.evaluations {
             for mode in &evaluation.modes {
                 write_mode(evaluation, mode, out)?;
@@ -39,6 +40,7 @@ impl Exporter for Markdown {
             write_label_errors(evaluation, out)?;
         }
         write_search_times(report, out)?;
+        write_sizes(report, out)?;
         write_run(report, out)?;
         write_provenance(&report.provenance, out)
     }
@@ -349,6 +351,93 @@ pub(super) fn classes(metric: &MetricEvaluation) -> Table {
     table
 }
 
+/// Engines side by side, where there are several.
+fn write_engines(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+    if report.loads.len() + report.engine_failures.len() < 2 {
+        return Ok(());
+    }
+    writeln!(out, "## Engines\n")?;
+    dropped_out(report).iter().try_for_each(|line| writeln!(out, "- {line}"))?;
+    writeln!(out, "\n{}", engines(report).markdown())
+}
+
+/// Which engines failed, a sentence each.
+fn dropped_out(report: &RunReport) -> Vec<String> {
+    let line = |EngineFailure { engine, reason }: &EngineFailure| {
+        format!("**engine {} dropped out:** {}", escape(engine), escape(reason))
+    };
+    report.engine_failures.iter().map(line).collect()
+}
+
+/// What engines cost, where there are several.
+fn write_sizes(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
+    match report.measured.engines.len() {
+        0 | 1 => Ok(()),
+        _ => writeln!(out, "## Sizes\n\n{}", sizes(report).markdown()),
+    }
+}
+
+/// A row for each engine and metric: what it finds, and how fast. Measures at the greatest k.
+pub(super) fn engines(report: &RunReport) -> Table {
+    let k = report.evaluations.iter().filter_map(|evaluation| evaluation.ks.last()).max().copied();
+    let k = k.unwrap_or(1);
+    let header = [
+        "engine, metric",
+        "P@1",
+        &format!("hit@{k}"),
+        &format!("engine recall@{k}"),
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "queries/s, batched",
+    ];
+    let mut table = Table::new(&header);
+    for evaluation in &report.evaluations {
+        let Some(mode) = evaluation.modes.first() else { continue };
+        for metric in &mode.metrics {
+            let at = |k: usize| metric.micro.as_ref()?.at.iter().find(|at| at.k == k);
+            let recall = metric.engine_recall.iter().find(|recall| recall.k == k);
+            let timing = report
+                .measured
+                .search
+                .iter()
+                .find(|timing| timing.engine == evaluation.engine && timing.metric == metric.metric);
+            let time = |of: fn(&SearchTiming) -> f64| {
+                timing.map_or("-".to_owned(), |timing| format!("{:.2}", of(timing)))
+            };
+            table.rows.push(vec![
+                format!("{}, {}", escape(&evaluation.engine), metric.metric),
+                at(1).map_or("-".to_owned(), |at| decimal(at.precision)),
+                at(k).map_or("-".to_owned(), |at| decimal(at.hit)),
+                recall.map_or("-".to_owned(), |recall| decimal(recall.mean)),
+                time(|timing| timing.p50_ms),
+                time(|timing| timing.p95_ms),
+                time(|timing| timing.p99_ms),
+                timing.map_or("-".to_owned(), |timing| format!("{:.0}", timing.queries_per_second_batched)),
+            ]);
+        }
+    }
+    table
+}
+
+/// A row for each engine: what a load takes, and how much room.
+pub(super) fn sizes(report: &RunReport) -> Table {
+    let mut table = Table::new(&["engine", "pictures", "load s", "pictures/s", "memory MB", "disk MB"]);
+    let mb = |bytes: Option<u64>| bytes.map_or("-".to_owned(), |bytes| format!("{:.1}", bytes as f64 / 1e6));
+    for EngineSize { engine, pictures, seconds, footprint } in &report.measured.engines {
+        let rate = if *seconds > 0.0 { *pictures as f64 / seconds } else { 0.0 };
+        table.rows.push(vec![
+            escape(engine),
+            pictures.to_string(),
+            format!("{seconds:.2}"),
+            format!("{rate:.0}"),
+            mb(footprint.memory),
+            mb(footprint.disk),
+        ]);
+    }
+    table
+}
+
 fn write_search_times(report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
     let Some(first) = report.measured.search.first() else {
         return Ok(());
@@ -400,9 +489,13 @@ pub(super) fn books(report: &RunReport) -> Vec<String> {
         lines.extend(books.to_string().lines().map(str::to_owned));
         lines.extend(books.check().err().map(|difference| format!("**{difference}**")));
     }
-    if let Some(books) = &report.load {
-        lines.extend(books.to_string().lines().map(str::to_owned));
-    }
+    lines.extend(
+        report
+            .loads
+            .iter()
+            .flat_map(|books| books.to_string().lines().map(str::to_owned).collect::<Vec<_>>()),
+    );
+    lines.extend(dropped_out(report));
     if !report.failures.is_empty() {
         let kinds: Vec<String> =
             report.failures.iter().map(|(kind, count)| format!("{} {count}", escape(kind))).collect();

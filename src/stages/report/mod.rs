@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::NamedTempFile;
 
+use crate::engines::Footprint;
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming, read_per_query};
 use crate::stages::gate::Verdict;
@@ -64,9 +65,11 @@ pub struct RunReport {
     pub provenance: Value,
     /// Where the pictures went; nothing where this run scanned none.
     pub books: Option<Books>,
-    /// Where the pictures of the load went.
-    #[serde(default)]
-    pub load: Option<LoadBooks>,
+    /// Where the pictures of each load went.
+    pub loads: Vec<LoadBooks>,
+    /// Engines that dropped out while others went on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engine_failures: Vec<EngineFailure>,
     /// Pictures that could not be used, by kind.
     pub failures: BTreeMap<String, u64>,
     /// One for each way to search an engine.
@@ -78,11 +81,40 @@ pub struct RunReport {
     pub measured: Measured,
 }
 
-/// Times, the only part of a report that two runs over the same input do not share.
+/// Times and sizes, the only part of a report that two runs over the same input do not share.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub stages: Vec<StageStats>,
+    pub engines: Vec<EngineSize>,
     pub search: Vec<SearchTiming>,
+}
+
+/// What it took to load an engine, and how large it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineSize {
+    pub engine: String,
+    /// Pictures that can be searched.
+    pub pictures: u64,
+    /// Wall-clock time of the load: reading the feature table, building or sending, checking.
+    pub seconds: f64,
+    #[serde(flatten)]
+    pub footprint: Footprint,
+}
+
+/// An engine that was loaded.
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub books: LoadBooks,
+    /// Wall-clock time.
+    pub seconds: f64,
+    pub footprint: Footprint,
+}
+
+/// An engine that dropped out of a run with several.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EngineFailure {
+    pub engine: String,
+    pub reason: String,
 }
 
 impl RunReport {
@@ -93,7 +125,8 @@ impl RunReport {
             name: name.to_owned(),
             provenance,
             books: None,
-            load: None,
+            loads: Vec::new(),
+            engine_failures: Vec::new(),
             failures: BTreeMap::new(),
             evaluations,
             gate: Verdict::default(),
@@ -113,9 +146,19 @@ impl RunReport {
         self
     }
 
-    /// With the books of the load.
-    pub fn with_load(mut self, books: LoadBooks) -> RunReport {
-        self.load = Some(books);
+    /// With the books of each load, and what it took.
+    pub fn with_loads(mut self, loads: Vec<Load>) -> RunReport {
+        for Load { books, seconds, footprint } in loads {
+            let (engine, pictures) = (books.engine.clone(), books.searchable);
+            self.measured.engines.push(EngineSize { engine, pictures, seconds, footprint });
+            self.loads.push(books);
+        }
+        self
+    }
+
+    /// With the engines that dropped out.
+    pub fn with_engine_failures(mut self, failures: Vec<EngineFailure>) -> RunReport {
+        self.engine_failures = failures;
         self
     }
 

@@ -22,7 +22,7 @@ const LAST_SUCCESS: &str = "imagedex_last_success_timestamp_seconds";
 #[derive(Debug, Clone, Default)]
 pub struct RunFacts {
     pub books: Option<Books>,
-    pub load: Option<LoadBooks>,
+    pub loads: Vec<LoadBooks>,
     pub report: Option<RunReport>,
 }
 
@@ -121,8 +121,8 @@ fn text(pipeline: &str, ended: &Ended, facts: &RunFacts) -> String {
     if let Some(books) = &facts.books {
         write_books(books, &mut text);
     }
-    if let Some(load) = &facts.load {
-        write_load(load, &mut text);
+    if !facts.loads.is_empty() {
+        write_loads(&facts.loads, &mut text);
     }
     if let Some(report) = &facts.report {
         write_report(report, &mut text);
@@ -145,21 +145,22 @@ fn write_books(books: &Books, text: &mut Text) {
     );
 }
 
-fn write_load(load: &LoadBooks, text: &mut Text) {
-    let rejected = load.sent.saturating_sub(load.indexed + load.removed);
-    let outcomes = [("indexed", load.indexed), ("removed", load.removed), ("rejected", rejected)];
+fn write_loads(loads: &[LoadBooks], text: &mut Text) {
+    let documents = loads.iter().flat_map(|load| {
+        let rejected = load.sent.saturating_sub(load.indexed + load.removed);
+        let outcomes = [("indexed", load.indexed), ("removed", load.removed), ("rejected", rejected)];
+        outcomes.map(|(outcome, count)| (vec![("engine", &*load.engine), ("outcome", outcome)], count as f64))
+    });
     text.family(
         "imagedex_load_documents",
         "Documents and deletions that the last run sent to the engine, by what became of them.",
-        outcomes
-            .map(|(outcome, count)| (vec![("engine", &*load.engine), ("outcome", outcome)], count as f64)),
+        documents,
     );
-    let states = [("searchable", load.searchable), ("rejected", load.rejected)];
-    text.family(
-        "imagedex_gallery_pictures",
-        "Gallery pictures, by whether searches find them.",
-        states.map(|(state, count)| (vec![("engine", &*load.engine), ("state", state)], count as f64)),
-    );
+    let pictures = loads.iter().flat_map(|load| {
+        let states = [("searchable", load.searchable), ("rejected", load.rejected)];
+        states.map(|(state, count)| (vec![("engine", &*load.engine), ("state", state)], count as f64))
+    });
+    text.family("imagedex_gallery_pictures", "Gallery pictures, by whether searches find them.", pictures);
 }
 
 fn write_report(report: &RunReport, text: &mut Text) {

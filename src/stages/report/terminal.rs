@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::findings::{leakage, verdict};
 use super::table::Table;
-use super::{Exporter, RunReport};
+use super::{EngineFailure, Exporter, RunReport};
 
 /// A short report for a person who watched the run.
 #[derive(Debug, Clone, Copy)]
@@ -51,8 +51,11 @@ impl Exporter for Terminal {
         if let Some(books) = &report.books {
             write!(out, "{books}")?;
         }
-        if let Some(books) = &report.load {
+        for books in &report.loads {
             write!(out, "{books}")?;
+        }
+        for EngineFailure { engine, reason } in &report.engine_failures {
+            writeln!(out, "engine {engine} dropped out: {reason}")?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! The whole run, top to bottom, on one screen; then each phase.
+//! The whole run, top to bottom, on one screen; then each phase. What it does with engines is in [`serve`].
 //!
 //! Between phases there are only files: the feature table, and the report's `summary.json`. So each phase can be run
 //! alone, from the artefact before it, and a run that was cut off goes on where it was.
@@ -7,14 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+mod serve;
+
 use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::commands::say;
-use crate::config::{Budget, PipelineConfig};
+use crate::config::PipelineConfig;
 use crate::embedders::{self, Embedder};
-use crate::engines::{self, EngineConfig, EngineError, Filter, VectorIndex};
+use crate::engines::{EngineConfig, Filter};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
 use crate::lock::WorkLock;
@@ -24,16 +26,15 @@ use crate::setup;
 use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
 use crate::stages::embed::{self, ChunkRule};
-use crate::stages::evaluate::{self, EvaluateOptions, Evaluation, RankingSink, Space};
+use crate::stages::evaluate::{self, Evaluation};
 use crate::stages::gate::Verdict;
-use crate::stages::load::{self, Loaded};
 use crate::stages::preprocess::{self, ImageBatch};
 use crate::stages::report::prometheus::{RunFacts, Textfile};
-use crate::stages::report::trec::TrecFolder;
 use crate::stages::report::{self, Exporter, RunRecord, RunReport};
 use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
+use serve::Served;
 
 /// All phases; and what monitoring reads of them, however they end.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
@@ -53,17 +54,17 @@ pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
     }
 }
 
-/// Pictures → feature table → engine → measures → gate → report → what users search.
+/// Pictures → feature table → engines → measures → gate → report → what users search.
 fn run_all(config: &PipelineConfig, facts: &mut RunFacts) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let baseline = run.baseline()?;
-    let index = run.engine()?;
+    let engines = run.engines()?;
     let mut extracted = run.extract()?;
     facts.books = Some(extracted.books);
     if extracted.exit == Exit::Interrupted {
         return run.close(extracted);
     }
-    let served = run.serve(&mut extracted, index, baseline.as_ref(), facts);
+    let served = run.serve(&mut extracted, engines, baseline.as_ref(), facts);
     if let Err(error) = &served {
         extracted.exit = Exit::of(error);
     }
@@ -79,38 +80,44 @@ pub fn extract(config: &PipelineConfig) -> anyhow::Result<Exit> {
     run.close(extracted)
 }
 
-/// Feature table → engine. What users search on a server stays as it was: that is for [`run`], after measuring.
+/// Feature table → engines. What users search on a server stays as it was: that is for [`run`], after measuring.
 pub fn load(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     if run.run_file().is_file() {
         check_complete(&RunRecord::read(&run.run_file())?)?;
     }
-    let loaded = run.load(run.engine()?)?;
-    say(loaded.books.to_string().as_bytes())?;
+    run.load_each(run.engines()?, |loaded| say(loaded.books.to_string().as_bytes()))?;
     Ok(Exit::Done)
 }
 
 /// Puts the index that users searched before back in its place.
 pub fn rollback(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
-    let mut index = run.engine()?;
-    let server = index.as_server().ok_or_else(|| {
-        UsageError(format!("engine {} keeps no earlier index to go back to", config.engine.name()))
-    })?;
-    say(format!("{}\n", server.rollback()?).as_bytes())?;
+    let mut went_back = 0;
+    for engine in &config.engines {
+        if let Some(server) = run.ready(engine)?.as_server() {
+            say(format!("{}\n", server.rollback()?).as_bytes())?;
+            went_back += 1;
+        }
+    }
+    if went_back == 0 {
+        let names: Vec<String> = config.engines.iter().map(EngineConfig::name).collect();
+        let reason = format!("engine {} keeps no earlier index to go back to", names.join(", "));
+        return Err(UsageError(reason).into());
+    }
     Ok(Exit::Done)
 }
 
-/// Engine → measures → gate → report, on what was extracted before.
+/// Engines → measures → gate → report, on what was extracted before.
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
     let baseline = run.baseline()?;
     let mut extracted = run.last_extract()?;
-    let loaded = extracted.stages.load(|| run.engine().and_then(|index| run.load(index)))?;
-    let evaluations = extracted.stages.time("evaluate", || run.evaluate(&loaded))?;
-    let (verdict, incomparable) = run.gate(&extracted, &evaluations, baseline.as_ref());
-    run.report(&extracted, &loaded, evaluations, &verdict)?;
+    let mut served = run.measure(run.engines()?, &mut extracted.stages)?;
+    let (verdict, incomparable) = run.gate(&extracted, &served.evaluations, baseline.as_ref());
+    run.report(&extracted, &mut served, &verdict)?;
     incomparable.map_or(Ok(()), Err)?;
+    served.error.map_or(Ok(()), Err)?;
     Ok(verdict.exit(Exit::Done))
 }
 
@@ -179,16 +186,25 @@ pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
         }
         None => format!("features       {} is not there yet", config.features.display()),
     });
-    let mut index = run.open_engine()?;
-    match index.as_server() {
-        None => lines.push(format!("engine         {}", index.name())),
-        Some(server) => {
-            lines.extend(server.preflight()?.into_iter().map(|line| format!("engine         {line}")))
+    for engine in &config.engines {
+        let mut index = run.open_engine(engine)?;
+        match index.as_server() {
+            None => lines.push(format!("engine         {}", index.name())),
+            Some(server) => {
+                lines.extend(server.preflight()?.into_iter().map(|line| format!("engine         {line}")))
+            }
         }
-    }
-    for &metric in &config.evaluate.metrics {
-        if !index.supports(metric) {
-            return Err(UsageError(format!("engine {} has no metric {metric}", index.name())).into());
+        for &metric in &config.evaluate.metrics {
+            match index.supports(metric) {
+                true => {}
+                // Among several engines some may lack a metric, and the report says so.
+                false if config.engines.len() > 1 => {
+                    lines.push(format!("engine         {} has no metric {metric}", index.name()))
+                }
+                false => {
+                    return Err(UsageError(format!("engine {} has no metric {metric}", index.name())).into());
+                }
+            }
         }
     }
     say((lines.join("\n") + "\nready\n").as_bytes())?;
@@ -225,14 +241,6 @@ impl StageClock {
         if let Some(last) = self.done.last_mut() {
             (last.items_in, last.items_out) = (items_in as u64, items_out as u64);
         }
-    }
-
-    /// Loads, and notes how many pictures went, and how many can be searched.
-    fn load(&mut self, load: impl FnOnce() -> anyhow::Result<Loaded>) -> anyhow::Result<Loaded> {
-        let loaded = self.time("load", load)?;
-        self.count(loaded.books.gallery as usize, loaded.books.searchable as usize);
-        self.done.extend(loaded.bulk.clone());
-        Ok(loaded)
     }
 
     /// Notes what became of the pictures that were to be embedded.
@@ -472,21 +480,6 @@ impl<'a> Run<'a> {
         Exit::Done
     }
 
-    /// The pipeline's engine, nothing in it and nothing asked of it yet.
-    fn open_engine(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
-        let non_negative = Card::find(&self.config.card)?.non_negative;
-        Ok(engines::open(&self.config.engine, non_negative, self.runtime.handle())?)
-    }
-
-    /// The same, ready for a load: a server that would not take it is known before a picture is decoded.
-    fn engine(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
-        let mut index = self.open_engine()?;
-        if let Some(server) = index.as_server() {
-            server.preflight()?.iter().for_each(|line| tracing::info!("{line}"));
-        }
-        Ok(index)
-    }
-
     /// The stored table, which must be there.
     fn stored(&self) -> anyhow::Result<FeatureStore> {
         let features = &self.config.features;
@@ -496,17 +489,6 @@ impl<'a> Run<'a> {
                 format!("{} holds no features yet; run `imagedex extract` first", features.display());
             UsageError(reason).into()
         })
-    }
-
-    /// The engine for searches: filled where it holds nothing between runs, attached to what users search where it is a server.
-    pub fn searcher(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
-        let store = self.stored()?;
-        let mut index = self.open_engine()?;
-        match index.as_server() {
-            Some(server) => server.attach(&store.provenance().fingerprint, store.dim())?,
-            None => return Ok(self.load(index)?.index),
-        }
-        Ok(index)
     }
 
     /// The classes of gallery pictures, by id. Ids that the table does not hold are left out.
@@ -520,81 +502,6 @@ impl<'a> Run<'a> {
         let wanted =
             filters.iter().map(|filter| (filter.column.as_str(), filter.value.as_str())).collect::<Vec<_>>();
         Ok(self.block_on(store.ids_where(Split::Gallery, &wanted))?.into_iter().collect())
-    }
-
-    /// Feature table → engine. The gallery alone is loaded; queries are asked.
-    pub fn load(&self, index: Box<dyn VectorIndex>) -> anyhow::Result<Loaded> {
-        let store = self.stored()?;
-        let budget = match &self.config.engine {
-            EngineConfig::Elasticsearch(elastic) => elastic.max_rejected,
-            EngineConfig::Flat => Budget::Count(0),
-        };
-        let dead_letters = self.config.work.join("rejected.jsonl");
-        Ok(load::load(self.runtime.handle(), &store, index, budget, &dead_letters)?)
-    }
-
-    /// Queries against each way to search the engine.
-    pub fn evaluate(&self, loaded: &Loaded) -> anyhow::Result<Vec<Evaluation>> {
-        let store = self.stored()?;
-        let gallery = self.block_on(store.read(Some(Split::Gallery)))?;
-        let queries = self.block_on(store.read(Some(Split::Query)))?;
-        let wanted = &self.config.evaluate;
-        let trec = self.config.report.trec.then(|| TrecFolder::create(&self.trec_dir()));
-        let mut trec = trec.transpose()?;
-        let mut evaluations = Vec::new();
-        for arm in loaded.index.arms() {
-            let supported = wanted.metrics.iter().any(|metric| arm.supports(*metric));
-            if !supported && !evaluations.is_empty() {
-                tracing::info!("{} has none of the metrics asked for", arm.name());
-                continue;
-            }
-            let options = EvaluateOptions {
-                metrics: wanted.metrics.clone(),
-                ks: wanted.ks.clone(),
-                modes: wanted.modes.clone(),
-                ..EvaluateOptions::default()
-            };
-            let sink = trec.as_mut().map(|trec| trec as &mut dyn RankingSink);
-            evaluations.push(evaluate::evaluate_into(arm, &gallery, &queries, &options, sink)?);
-        }
-        if let Some(trec) = trec {
-            let written = trec.finish()?;
-            let (folder, mb) = (self.trec_dir(), written.bytes as f64 / 1e6);
-            tracing::info!("TREC: {} files of {mb:.1} MB in {}", written.files, folder.display());
-        }
-        Ok(evaluations)
-    }
-
-    /// The same in memory, on vectors in `space`, without timing: what a sweep compares.
-    pub fn evaluate_in_memory(&self, space: Space) -> anyhow::Result<Vec<Evaluation>> {
-        let store = self.stored()?;
-        let gallery = space.of(&self.block_on(store.read(Some(Split::Gallery)))?);
-        let queries = space.of(&self.block_on(store.read(Some(Split::Query)))?);
-        let mut index = self.open_engine()?;
-        if index.as_server().is_some() {
-            let reason = format!(
-                "a sweep searches in memory, and load.engine is {}; try --set load.engine=flat",
-                index.name()
-            );
-            return Err(UsageError(reason).into());
-        }
-        index.create(store.dim())?;
-        index.upsert(&gallery)?;
-        index.commit()?;
-        let wanted = &self.config.evaluate;
-        let options = EvaluateOptions {
-            metrics: wanted.metrics.clone(),
-            ks: wanted.ks.clone(),
-            modes: wanted.modes.clone(),
-            space,
-            timing: false,
-            ..EvaluateOptions::default()
-        };
-        Ok(index
-            .arms()
-            .into_iter()
-            .map(|arm| evaluate::evaluate(arm, &gallery, &queries, &options))
-            .collect::<Result<_, _>>()?)
     }
 
     /// Whether the measures are good enough for the index to be used.
@@ -621,77 +528,21 @@ impl<'a> Run<'a> {
         Ok(self.config.baseline.as_ref().map(|rule| Baseline::read(&rule.file)).transpose()?)
     }
 
-    /// Feature table → engine → measures → gate → report → what users search. What is not promoted is removed.
-    fn serve(
-        &self,
-        extracted: &mut Extracted,
-        index: Box<dyn VectorIndex>,
-        baseline: Option<&Baseline>,
-        facts: &mut RunFacts,
-    ) -> anyhow::Result<()> {
-        let mut loaded = extracted.stages.load(|| self.load(index))?;
-        facts.load = Some(loaded.books.clone());
-        let judged = self.judge(extracted, &mut loaded, baseline, facts);
-        if let (Err(_), Some(server)) = (&judged, loaded.index.as_server())
-            && let Err(error) = server.discard()
-        {
-            tracing::warn!("the new index was left behind, and the next run removes it: {error}");
-        }
-        judged
-    }
-
-    /// Loaded index → measures → gate → report → promotion.
-    fn judge(
-        &self,
-        extracted: &mut Extracted,
-        loaded: &mut Loaded,
-        baseline: Option<&Baseline>,
-        facts: &mut RunFacts,
-    ) -> anyhow::Result<()> {
-        let evaluations = extracted.stages.time("evaluate", || self.evaluate(loaded))?;
-        let (verdict, incomparable) = self.gate(extracted, &evaluations, baseline);
-        extracted.exit = verdict.exit(extracted.exit);
-        facts.report = Some(self.report(extracted, loaded, evaluations, &verdict)?);
-        incomparable.map_or(Ok(()), Err)?;
-        self.promote(extracted, loaded)
-    }
-
-    /// Puts what was loaded in the place of what users search, unless the run found a reason not to.
-    fn promote(&self, extracted: &Extracted, loaded: &mut Loaded) -> anyhow::Result<()> {
-        let Some(server) = loaded.index.as_server() else { return Ok(()) };
-        if interrupt::is_set() {
-            return Err(EngineError::Interrupted.into());
-        }
-        match extracted.exit {
-            Exit::Done => say(format!("{}\n", server.promote()?).as_bytes())?,
-            Exit::Gate => {
-                server.discard()?;
-                say(b"the gate does not hold: what users search stays as it was, and the new index is removed\n")?;
-            }
-            _ => {
-                server.discard()?;
-                tracing::warn!(
-                    "too many pictures failed: what users search stays as it was, and the new index is removed"
-                );
-            }
-        }
-        Ok(())
-    }
-
     /// Measures → `report/` and the table on the terminal.
-    pub fn report(
+    fn report(
         &self,
         extracted: &Extracted,
-        loaded: &Loaded,
-        evaluations: Vec<Evaluation>,
+        served: &mut Served,
         verdict: &Verdict,
     ) -> anyhow::Result<RunReport> {
+        let evaluations = std::mem::take(&mut served.evaluations);
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
         evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
         let mut report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
             .with_run(extracted.books, &extracted.failures, extracted.stages.done.clone())
-            .with_load(loaded.books.clone())
+            .with_loads(served.loads.clone())
+            .with_engine_failures(served.failures.clone())
             .with_gate(verdict.clone());
         // Of a table that was imported there are none.
         report.books = report.books.filter(|books| *books != Books::default());
@@ -752,11 +603,7 @@ impl<'a> Run<'a> {
             books: record.books.unwrap_or_default(),
             failures: store::read_failures(&self.failures_file())?,
             stages: StageClock {
-                done: record
-                    .stages
-                    .into_iter()
-                    .filter(|s| !matches!(&*s.stage, "load" | "load: bulk" | "evaluate"))
-                    .collect(),
+                done: record.stages.into_iter().filter(|s| !serve::is_stage(&s.stage)).collect(),
             },
             provenance: record.provenance,
             table_version: record.table_version.unwrap_or_default(),
