@@ -21,7 +21,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS):$$LIBRARY_PATH" CMAKE_LIBRARY_PATH="$
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate recall recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -171,6 +171,21 @@ bench-es-latency: index setup-es setup-peers ## how long searches in Elasticsear
 	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py latency $(BENCH)/features.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+# The servers of pipelines/recall.toml, for as long as a command takes.
+define with-servers
+@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/recall-es $(BENCH_PORT); \
+ELASTICSEARCH_URL=http://localhost:$(BENCH_PORT) $(WITH_FEATURES) $(1); code=$$?; \
+tests/es-node/node.sh down runs/recall-es; exit $$code
+endef
+
+recall: setup build-features setup-es ## every engine and every metric on the sample pictures, in one report
+	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml)
+
+CIFAR := $(IMAGEDEX_CACHE)/samples/cifar10-full
+recall-full: samples-full build-features setup-es ## the same over all 60,000 sample pictures; the first time half an hour
+	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml --set work=runs/recall-full --set features.table=runs/recall-full/features \
+		--set input.gallery="$(CIFAR)/gallery" --set input.queries="$(CIFAR)/queries" --set load.elasticsearch.alias=recall-full)
 
 bench-evaluate: index setup-peers ## 10,000 queries in 60,000 pictures by four metrics, beside numpy and scipy
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)

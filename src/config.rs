@@ -197,6 +197,8 @@ struct EvaluateFile {
     metrics: Option<Vec<Metric>>,
     k: Option<Vec<usize>>,
     modes: Option<Vec<Mode>>,
+    max_queries: Option<usize>,
+    depth: Option<usize>,
 }
 
 /// For each metric the least values of its measures: `"P@1" = 0.6`.
@@ -403,6 +405,11 @@ pub struct Evaluate {
     pub ks: Vec<usize>,
     /// `evaluate.modes`. Default: `held_out` where there are queries, else `leave_one_out`.
     pub modes: Vec<Mode>,
+    /// `evaluate.max_queries`: of more held-out queries than this, so many are asked, evenly spaced. Default: all.
+    pub max_queries: Option<usize>,
+    /// `evaluate.depth`: hits asked for each query. Default: of an exact engine the whole gallery, so that MAP is that of the whole
+    /// ranking, of another what the cut-offs need.
+    pub depth: Option<usize>,
 }
 
 const PATH_KEYS: [&str; 10] = [
@@ -532,7 +539,15 @@ impl PipelineFile {
         }
         let engines =
             self.load.finish(&name, &work, &metrics).map_err(|(key, reason)| value_error(key, reason))?;
-        let evaluate = Evaluate { metrics, ks, modes };
+        let (max_queries, depth) = (self.evaluate.max_queries, self.evaluate.depth);
+        if max_queries == Some(0) {
+            return Err(value_error("evaluate.max_queries", "0 queries measure nothing".to_owned()));
+        }
+        if let Some(depth) = depth.filter(|depth| ks.iter().any(|k| k > depth)) {
+            let reason = format!("{depth} hits are fewer than the greatest of evaluate.k");
+            return Err(value_error("evaluate.depth", reason));
+        }
+        let evaluate = Evaluate { metrics, ks, modes, max_queries, depth };
         let gate = self.gate.finish(&evaluate).map_err(|(key, reason)| value_error(&key, reason))?;
         let baseline_file = folder.join(format!("{name}.baseline.json"));
         let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
@@ -816,6 +831,14 @@ mod tests {
             ("[gate.l1]\nMAP = 60\n[input]\ngallery = 'a'", "gate.l1.\"MAP\": 60 is not between 0 and 1"),
             ("[gate.l1]\nMAP = nan\n[input]\ngallery = 'a'", "gate.l1.\"MAP\": NaN is not between 0 and 1"),
             ("[gate.l1]\nMAP = 'high'\n[input]\ngallery = 'a'", "shop.toml:2: invalid type"),
+            (
+                "[evaluate]\nmax_queries = 0\n[input]\ngallery = 'a'",
+                "evaluate.max_queries: 0 queries measure nothing",
+            ),
+            (
+                "[evaluate]\ndepth = 5\n[input]\ngallery = 'a'",
+                "evaluate.depth: 5 hits are fewer than the greatest of evaluate.k",
+            ),
             (
                 "[report]\nprometheus = 'a.txt'\n[input]\ngallery = 'a'",
                 "a.txt does not end in .prom, and node_exporter reads no other files",

@@ -216,7 +216,8 @@ impl Run<'_> {
     fn test_set(&self) -> anyhow::Result<[EmbeddingBatch; 2]> {
         let store = self.stored()?;
         let read = |split| self.block_on(store.read(Some(split)));
-        Ok([read(Split::Gallery)?, read(Split::Query)?])
+        let (gallery, queries) = (read(Split::Gallery)?, read(Split::Query)?);
+        Ok([gallery, queries.evenly_spaced(self.config.evaluate.max_queries.unwrap_or(usize::MAX))])
     }
 
     /// Queries against each way to search the engine.
@@ -246,6 +247,7 @@ impl Run<'_> {
             metrics: wanted.metrics.clone(),
             ks: wanted.ks.clone(),
             modes: wanted.modes.clone(),
+            depth: wanted.depth,
             ..EvaluateOptions::default()
         }
     }

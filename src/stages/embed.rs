@@ -38,6 +38,21 @@ impl EmbeddingBatch {
         &self.vectors[i * self.dim..(i + 1) * self.dim]
     }
 
+    /// At most `most` of the rows, evenly spaced, in their order.
+    pub fn evenly_spaced(self, most: usize) -> EmbeddingBatch {
+        let count = self.len().min(most);
+        if count == self.len() {
+            return self;
+        }
+        let rows = || (0..count).map(|i| i * self.len() / count);
+        EmbeddingBatch {
+            pictures: rows().map(|row| self.pictures[row].clone()).collect(),
+            dim: self.dim,
+            vectors: rows().flat_map(|row| self.vector(row)).copied().collect(),
+            norms: rows().map(|row| self.norms[row]).collect(),
+        }
+    }
+
     /// Appends the rows of `other`, which has the same `dim` (or either is empty).
     pub fn append(&mut self, mut other: EmbeddingBatch) {
         if self.is_empty() {

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::es_node::Node;
-use crate::support::Shop;
+use crate::support::{Shop, root, shared};
 
 /// Two classes of eight pictures, four of them queries.
 fn shop(load: &str) -> Shop {
@@ -68,6 +68,54 @@ fn every_engine_is_loaded_measured_and_reported() {
         .exits(0)
         .says("engine hnsw has no metric l1".trim_start_matches("engine "))
         .says("ready");
+}
+
+/// `pipelines/recall.toml` on real photos: exact engines agree to the last digit, graphs find nearly all of it.
+#[test]
+fn the_recall_report_over_shop_photos() {
+    let Some(grocery) = shared("grocery") else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let work = folder.path().join("work");
+    let pipeline = root().join("pipelines/recall.toml");
+    let faiss = if cfg!(feature = "faiss") { "'faiss', " } else { "" };
+    let mut run = vec!["run".to_owned(), pipeline.display().to_string()];
+    for change in [
+        format!("work={}", work.display()),
+        format!("features.table={}", work.join("features").display()),
+        format!("input.gallery={}", grocery.join("dataset/train").display()),
+        format!("input.queries={}", grocery.join("dataset/test").display()),
+        format!("load.engine=['flat', 'hnsw', {faiss}'elasticsearch']"),
+        format!("load.elasticsearch.url={}", Node::shared().url()),
+        "load.elasticsearch.alias=recall-of-photos".to_owned(),
+        "evaluate.max_queries=200".to_owned(),
+    ] {
+        run.extend(["--set".to_owned(), change]);
+    }
+    crate::support::imagedex(run).exits(0);
+    let summary = std::fs::read_to_string(work.join("report/summary.json")).expect("a report");
+    let summary: Value = serde_json::from_str(&summary).expect("JSON");
+    let mut expected = vec!["flat", "hnsw", "elasticsearch", "elasticsearch knn int8_hnsw 100"];
+    if cfg!(feature = "faiss") {
+        expected.splice(2..2, ["faiss", "faiss HNSW32,Flat"]);
+    }
+    assert_eq!(names(&summary["evaluations"]), expected);
+    let flat = &summary["evaluations"][0]["modes"][0]["metrics"];
+    for evaluation in summary["evaluations"].as_array().expect("evaluations") {
+        for metric in evaluation["modes"][0]["metrics"].as_array().expect("metrics") {
+            let (engine, name) = (&evaluation["engine"], &metric["metric"]);
+            let recall = metric["engine_recall"].as_array().expect("recalls").iter().last().expect("one");
+            let mean = recall["mean"].as_f64().expect("a number");
+            let same = flat.as_array().expect("metrics").iter().find(|of| of["metric"] == *name).expect("it");
+            if evaluation["exact"] == true {
+                assert_eq!(mean, 1.0, "{engine} {name}");
+                assert_eq!(metric["micro"], same["micro"], "{engine} {name}");
+            } else {
+                // Elasticsearch's graph holds 8 bits a number, and does not score again.
+                assert!(mean > 0.85, "{engine} {name}: {recall}");
+            }
+            assert_eq!(metric["micro"]["at"].as_array().map(Vec::len), Some(3));
+        }
+    }
 }
 
 #[test]
