@@ -1,5 +1,6 @@
 //! From an engine's answers to a report: what is counted, what is left out, what is said.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use imagedex::engines::flat::Flat;
@@ -12,7 +13,7 @@ use imagedex::stages::evaluate::{
     read_per_query, write_per_query,
 };
 use imagedex::stages::report::{
-    self, Exporter, Markdown, ReportError, RunRecord, RunReport, Summary, Terminal,
+    self, Exporter, Markdown, Pictures, ReportError, RunRecord, RunReport, Summary, Terminal,
 };
 use imagedex::stages::scan::Split;
 use imagedex::stats::{Books, StageStats};
@@ -431,6 +432,63 @@ fn without_answerable_queries_there_are_counts_and_no_figures() {
     let text = markdown(&RunReport::new("x", json!({}), vec![evaluation]));
     assert!(text.contains("**No query could be evaluated"), "{text}");
     assert!(!text.contains("NaN"), "{text}");
+}
+
+/// Whatever the pictures are like, each figure is a number or is said not to be there, in every format.
+#[test]
+fn odd_collections_have_reports_without_nonsense() {
+    let twins: Vec<Row> = ["a/1", "a/2#a/1", "b/1", "b/2"].map(|id| (id, &id[..1], [0.6, 0.8])).to_vec();
+    let of = |label: &'static str| move |id: &'static str| -> Row<'static> { (id, label, [0.6, 0.8]) };
+    let zeros: Vec<Row> = vec![("a/1", "a", [0.0, 0.0]), ("a/2", "a", [0.0, 0.0]), ("b/1", "b", [0.0, 0.0])];
+    let cat_query = ("q", "cat", [0.9, 0.1]);
+    let unlabelled: Vec<Row> = vec![("1", "", [1.0, 0.0]), ("2", "cat", [0.0, 1.0]), ("3", "", [0.6, 0.8])];
+    let cases: [(&str, Vec<Row>, Vec<Row>); 9] = [
+        ("one query", GALLERY.to_vec(), vec![cat_query]),
+        ("one class", ["c/1", "c/2", "c/3"].map(of("c")).to_vec(), ["q/1", "q/2"].map(of("c")).to_vec()),
+        ("one picture", vec![GALLERY[0]], vec![cat_query]),
+        ("all alike", twins.clone(), ["q/1", "q/2"].map(of("a")).to_vec()),
+        ("queries are the gallery", GALLERY.to_vec(), GALLERY.to_vec()),
+        ("vectors of zeros", zeros, vec![("q", "a", [0.0, 0.0])]),
+        ("labels missing for some", unlabelled, vec![("q", "", [1.0, 0.0]), ("p", "cat", [1.0, 0.0])]),
+        ("nothing to find", GALLERY.to_vec(), vec![("q", "owl", [1.0, 0.0])]),
+        (
+            "one picture under two labels",
+            vec![("a/1", "a", [1.0, 0.0]), ("a/1#b", "b", [1.0, 0.0]), ("b/2", "b", [0.0, 1.0])],
+            vec![("q", "a", [0.8, 0.6])],
+        ),
+    ];
+    for (case, gallery, queries) in cases {
+        let (gallery, queries) = (batch(&gallery, Split::Gallery), batch(&queries, Split::Query));
+        let options = EvaluateOptions {
+            // More than any of these galleries holds.
+            ks: vec![1, 50],
+            modes: vec![Mode::HeldOut, Mode::LeaveOneOut],
+            ..EvaluateOptions::default()
+        };
+        let evaluation = evaluate::evaluate(&flat(&gallery), &gallery, &queries, &options)
+            .unwrap_or_else(|e| panic!("{case}: {e}"));
+        if case == "one picture under two labels" {
+            assert_eq!(evaluation.label_errors.len(), 1);
+        }
+        let report = RunReport::new(case, json!({}), vec![evaluation]);
+        let pictures = Pictures { gallery: Path::new("nowhere"), queries: None, max_pixels: 1 };
+        let html = report::Html { pictures };
+        let exporters: [&dyn Exporter; 5] = [&Summary, &Markdown, &Terminal, &html, &report::Junit];
+        for exporter in exporters {
+            let mut text = Vec::new();
+            exporter.write(&report, &mut text).unwrap_or_else(|error| panic!("{case}: {error}"));
+            let text = String::from_utf8(text).expect("UTF-8");
+            let words = text.split(|c: char| !c.is_alphanumeric());
+            for word in words {
+                assert!(!["NaN", "nan", "inf"].contains(&word), "{case}: {word} in\n{text}");
+            }
+        }
+        let mut summary = Vec::new();
+        Summary.write(&report, &mut summary).expect("written");
+        let found: RunReport =
+            serde_json::from_slice(&summary).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(found.evaluations[0].modes.len(), 2, "{case}");
+    }
 }
 
 #[test]

@@ -272,6 +272,10 @@ impl TieAtK {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     use super::*;
 
     /// A ranking written as `1` for relevant and `0` for not.
@@ -416,5 +420,51 @@ mod tests {
         let tie = TieAtK::of(&relevant, &scores, k);
         close(tie.hit.expected, hits / orders);
         close(tie.precision.expected, precisions / orders);
+    }
+
+    proptest! {
+        /// Between 0 and 1, no measure above what it cannot exceed, and none that falls with k where it must not.
+        #[test]
+        fn measures_stay_within_their_bounds(ranked in vec(any::<bool>(), 0..40), unfound in 0usize..9) {
+            let relevant = ranked.iter().filter(|r| **r).count() + unfound;
+            prop_assume!(relevant > 0);
+            let measures = Measures::of(&ranked, relevant, &[1, 2, 5, 10, 50]);
+            for value in measures.values() {
+                prop_assert!((0.0..=1.0).contains(&value), "{measures:?}");
+            }
+            prop_assert!(measures.ap_at_r <= measures.ap + 1e-12);
+            prop_assert!(measures.ap_at_r <= measures.r_precision + 1e-12);
+            for at in &measures.at {
+                prop_assert!(at.recall <= at.recall_ceiling + 1e-12);
+                prop_assert!(at.precision <= at.hit && at.recall <= at.hit);
+            }
+            for pair in measures.at.windows(2) {
+                prop_assert!(pair[0].hit <= pair[1].hit && pair[0].recall <= pair[1].recall);
+                prop_assert!(pair[0].recall_ceiling <= pair[1].recall_ceiling);
+            }
+            let perfect = Measures::of(&vec![true; relevant], relevant, &[1, 50]);
+            prop_assert!([perfect.ap, perfect.ap_at_r, perfect.r_precision, perfect.rr].iter().all(|one| (one - 1.0).abs() < 1e-12));
+        }
+
+        /// A relevant picture that moves up harms no measure; irrelevant ones behind all hits change none.
+        #[test]
+        fn a_better_ranking_has_no_lower_measure(ranked in vec(any::<bool>(), 2..40), at in any::<Index>(), more in 0usize..9) {
+            let relevant = ranked.iter().filter(|r| **r).count();
+            prop_assume!(relevant > 0);
+            let ks = [1, 2, 5, 10, 50];
+            let before = Measures::of(&ranked, relevant, &ks);
+            let mut better = ranked.clone();
+            let at = at.index(ranked.len() - 1);
+            if better[at + 1] && !better[at] {
+                better.swap(at, at + 1);
+            }
+            let after = Measures::of(&better, relevant, &ks);
+            for (before, after) in before.values().into_iter().zip(after.values()) {
+                prop_assert!(after >= before - 1e-12, "{ranked:?} {better:?}");
+            }
+            let mut longer = ranked.clone();
+            longer.extend(std::iter::repeat_n(false, more));
+            prop_assert_eq!(Measures::of(&longer, relevant, &ks).values(), before.values());
+        }
     }
 }
