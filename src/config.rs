@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::engines::elastic::{self, ElasticConfig};
+use crate::engines::elastic::{self, ElasticConfig, Product};
 use crate::engines::{EngineConfig, EngineName};
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
@@ -111,6 +111,7 @@ struct FeaturesFile {
 struct LoadFile {
     engine: Option<EngineName>,
     elasticsearch: Option<ElasticConfig>,
+    opensearch: Option<ElasticConfig>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -327,7 +328,7 @@ pub struct Evaluate {
     pub modes: Vec<Mode>,
 }
 
-const PATH_KEYS: [&str; 10] = [
+const PATH_KEYS: [&str; 11] = [
     "work",
     "cache",
     "input.gallery",
@@ -337,6 +338,7 @@ const PATH_KEYS: [&str; 10] = [
     "features.table",
     "baseline.file",
     "load.elasticsearch.ca",
+    "load.opensearch.ca",
     "report.prometheus",
 ];
 
@@ -362,9 +364,9 @@ impl PipelineConfig {
         let as_written = toml::from_str::<PipelineFile>(&text);
         let environment: Vec<(String, String)> = environment.collect();
         let mut changes = changes(overrides, environment.iter().cloned())?;
-        if engine_name(&table, &changes) == Some("elasticsearch") {
+        if let Some(product) = engine_name(&table, &changes).and_then(Product::of_engine) {
             // Before all others, so that those win.
-            changes.splice(..0, elastic_environment(&environment));
+            changes.splice(..0, elastic_environment(product, &environment));
         }
         if changes.is_empty() || !is_missing_key(&as_written) {
             as_written.map_err(|error| parse_error(&origin, Some(&text), &error))?;
@@ -452,16 +454,18 @@ impl PipelineFile {
             let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
+        let server = |product: Product, section: Option<ElasticConfig>| {
+            let mut server = ElasticConfig { product, ..section.unwrap_or_default() };
+            if server.alias.is_empty() {
+                server.alias = name.to_ascii_lowercase();
+            }
+            server.check().map_err(|(key, reason)| value_error(&key, reason))?;
+            Ok(EngineConfig::Elasticsearch(Box::new(server)))
+        };
         let engine = match self.load.engine.unwrap_or_default() {
             EngineName::Flat => EngineConfig::Flat,
-            EngineName::Elasticsearch => {
-                let mut server = self.load.elasticsearch.unwrap_or_default();
-                if server.alias.is_empty() {
-                    server.alias = name.to_ascii_lowercase();
-                }
-                server.check().map_err(|(key, reason)| value_error(key, reason))?;
-                EngineConfig::Elasticsearch(Box::new(server))
-            }
+            EngineName::Elasticsearch => server(Product::Elasticsearch, self.load.elasticsearch)?,
+            EngineName::Opensearch => server(Product::OpenSearch, self.load.opensearch)?,
         };
         let evaluate = Evaluate { metrics, ks, modes };
         let gate = self.gate.finish(&evaluate).map_err(|(key, reason)| value_error(&key, reason))?;
@@ -568,16 +572,16 @@ fn engine_name<'a>(table: &'a Table, changes: &'a [Change]) -> Option<&'a str> {
     value.and_then(Value::as_str)
 }
 
-/// The variables that say where Elasticsearch is, as changes of `[load.elasticsearch]`.
-fn elastic_environment(environment: &[(String, String)]) -> Vec<Change> {
+/// The variables that say where the server is, as changes of its section.
+fn elastic_environment(product: Product, environment: &[(String, String)]) -> Vec<Change> {
     let variable =
         |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let change = |(variable, key, value): (&str, &str, String)| Change {
         origin: format!("environment variable {variable}"),
-        key: ["load", "elasticsearch", key].map(str::to_owned).to_vec(),
+        key: ["load", product.engine(), key].map(str::to_owned).to_vec(),
         value: Value::String(value),
     };
-    elastic::environment(&variable).into_iter().map(change).collect()
+    elastic::environment(product, &variable).into_iter().map(change).collect()
 }
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.

@@ -21,6 +21,8 @@ pub enum EngineName {
     Flat,
     /// An Elasticsearch server: [`elastic::Elastic`].
     Elasticsearch,
+    /// An OpenSearch server, by the same [`elastic::Elastic`].
+    Opensearch,
 }
 
 /// Which engine, with its options where it has any.
@@ -28,6 +30,7 @@ pub enum EngineName {
 pub enum EngineConfig {
     #[default]
     Flat,
+    /// Elasticsearch or OpenSearch, as its `product` says.
     Elasticsearch(Box<elastic::ElasticConfig>),
 }
 
@@ -36,7 +39,7 @@ impl EngineConfig {
     pub fn name(&self) -> &'static str {
         match self {
             EngineConfig::Flat => "flat",
-            EngineConfig::Elasticsearch(_) => elastic::NAME,
+            EngineConfig::Elasticsearch(config) => config.product.engine(),
         }
     }
 }

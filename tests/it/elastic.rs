@@ -1,5 +1,5 @@
 //! Elasticsearch, the real one: what is loaded is complete, whatever happens meanwhile; and users search either the old index
-//! or the new one, never anything between.
+//! or the new one, never anything between. What OpenSearch does otherwise is in [`super::opensearch`].
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -27,29 +27,29 @@ use crate::es_node::{ADMIN, Node, READER};
 use crate::es_proxy::{Fault, Proxy};
 use crate::support::{Shop, cache, imagedex, said, shared};
 
-fn runtime() -> &'static Runtime {
+pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| async_runtime().expect("a runtime"))
 }
 
 /// An alias that no other test uses.
-fn alias() -> String {
+pub fn alias() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     format!("shop{}", NEXT.fetch_add(1, Ordering::SeqCst))
 }
 
-fn config(url: &str, alias: &str) -> ElasticConfig {
+pub fn config(url: &str, alias: &str) -> ElasticConfig {
     let url = Some(Address::try_from(url.to_owned()).expect("an address"));
     ElasticConfig { url, alias: alias.to_owned(), give_up_seconds: 120, ..ElasticConfig::default() }
 }
 
-fn open(config: &ElasticConfig) -> Box<dyn VectorIndex> {
+pub fn open(config: &ElasticConfig) -> Box<dyn VectorIndex> {
     engines::open(&EngineConfig::Elasticsearch(Box::new(config.clone())), true, runtime().handle())
         .expect("opens")
 }
 
 /// Numbers that look random and are the same in every run.
-fn random(seed: u64) -> impl FnMut() -> f32 {
+pub fn random(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     move || {
         state ^= state << 13;
@@ -59,7 +59,7 @@ fn random(seed: u64) -> impl FnMut() -> f32 {
     }
 }
 
-fn picture(id: String) -> Picture {
+pub fn picture(id: String) -> Picture {
     Picture {
         label: id.split_once('/').map(|(class, _)| class.to_owned()),
         sha256: format!("sha-of-{id}"),
@@ -73,14 +73,14 @@ fn picture(id: String) -> Picture {
     }
 }
 
-fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+pub fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
     vector
 }
 
 /// Pictures of three classes with unit vectors of `dim` numbers, none negative, many zero.
-fn pictures(range: std::ops::Range<usize>, dim: usize, seed: u64) -> EmbeddingBatch {
+pub fn pictures(range: std::ops::Range<usize>, dim: usize, seed: u64) -> EmbeddingBatch {
     let mut random = random(seed);
     let mut batch = EmbeddingBatch { dim, ..EmbeddingBatch::default() };
     for i in range {
@@ -114,13 +114,13 @@ impl Sorted for EmbeddingBatch {
 }
 
 /// A feature table of its own.
-struct Table {
+pub struct Table {
     _folder: TempDir,
-    store: FeatureStore,
+    pub store: FeatureStore,
 }
 
 impl Table {
-    fn of(batch: &EmbeddingBatch) -> Table {
+    pub fn of(batch: &EmbeddingBatch) -> Table {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let provenance = Provenance {
             fingerprint: "0123456789abcdef".to_owned(),
@@ -134,36 +134,36 @@ impl Table {
         table
     }
 
-    fn append(&mut self, batch: &EmbeddingBatch) {
+    pub fn append(&mut self, batch: &EmbeddingBatch) {
         runtime().block_on(self.store.append(batch, &CommitFacts(json!({})))).expect("appended");
     }
 
-    fn replace(&mut self, batch: &EmbeddingBatch) {
+    pub fn replace(&mut self, batch: &EmbeddingBatch) {
         runtime().block_on(self.store.replace(batch, &CommitFacts(json!({})))).expect("replaced");
     }
 
-    fn delete(&mut self, ids: &[&str]) {
+    pub fn delete(&mut self, ids: &[&str]) {
         let gone: Vec<(Split, String)> = ids.iter().map(|id| (Split::Gallery, (*id).to_owned())).collect();
         runtime().block_on(self.store.apply(&[], &gone, &CommitFacts(json!({})))).expect("deleted");
     }
 
-    fn rows(&self) -> EmbeddingBatch {
+    pub fn rows(&self) -> EmbeddingBatch {
         runtime().block_on(self.store.read(Some(Split::Gallery))).expect("read")
     }
 }
 
-fn load(table: &Table, config: &ElasticConfig) -> Result<Loaded, LoadError> {
+pub fn load(table: &Table, config: &ElasticConfig) -> Result<Loaded, LoadError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dead = folder.path().join("rejected.jsonl");
     load::load(runtime().handle(), &table.store, open(config), config.max_rejected, &dead)
 }
 
-fn server(loaded: &mut Loaded) -> &mut dyn Server {
+pub fn server(loaded: &mut Loaded) -> &mut dyn Server {
     loaded.index.as_server().expect("a server")
 }
 
 /// Loads and promotes; the index that is live then.
-fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
+pub fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
     let mut loaded = load(table, config).expect("loaded");
     let said = server(&mut loaded).promote().expect("promoted");
     let name =
@@ -173,7 +173,7 @@ fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
 
 /// Every vector of the table is in the index, bit for bit, and nothing else is.
 #[track_caller]
-fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, name: &str) {
+pub fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, name: &str) {
     assert_eq!(node.count(name), rows.len() as u64);
     let ids: Vec<String> = rows.pictures.iter().map(|picture| picture.id.clone()).collect();
     let server = index.as_server().expect("a server");
@@ -187,7 +187,7 @@ fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, na
 }
 
 /// Documents that a server has indexed for alias `shop` since it started.
-fn indexed(node: &Node) -> u64 {
+pub fn indexed(node: &Node) -> u64 {
     let path = "/shop-*/_stats/indexing?filter_path=_all.total.indexing.index_total";
     let answer = node.try_request("GET", path, None);
     answer.ok().and_then(|(_, stats)| stats["_all"]["total"]["indexing"]["index_total"].as_u64()).unwrap_or(0)
@@ -246,7 +246,7 @@ fn all_four_metrics_answer_as_flat_does() {
     let table = Table::of(&rows);
     let config = ElasticConfig {
         knn: Some(KnnConfig {
-            index_options: "hnsw".to_owned(),
+            index_options: Some("hnsw".to_owned()),
             num_candidates: 200,
             ..KnnConfig::default()
         }),
@@ -286,7 +286,7 @@ fn shop_photos_are_found_as_flat_finds_them() {
 
 /// Each arm gives the first ten of flat: exact ones the same ids, ties aside, and scores within 1e-6.
 #[track_caller]
-fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &EmbeddingBatch) {
+pub fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &EmbeddingBatch) {
     let mut flat = Flat::new(true);
     flat.create(rows.dim).expect("flat");
     flat.upsert(rows).expect("flat");
@@ -737,7 +737,7 @@ fn what_is_not_elasticsearch_is_refused_in_plain_words() {
     let answers = [
         (
             r#"{"version":{"number":"2.19.1","distribution":"opensearch"}}"#,
-            "is opensearch 2.19.1, not Elasticsearch",
+            r#"is OpenSearch 2.19.1, not Elasticsearch; set load.engine = "opensearch""#,
         ),
         (r#"{"version":{"number":"7.17.0"}}"#, "speaks to 8 and 9"),
         (r#"{"hello":"world"}"#, "is not Elasticsearch"),
