@@ -43,13 +43,18 @@ pub fn config(url: &str, alias: &str) -> ElasticConfig {
     ElasticConfig { url, alias: alias.to_owned(), give_up_seconds: 120, ..ElasticConfig::default() }
 }
 
+/// The same for a server of either product.
+pub fn config_of(node: &Node, alias: &str) -> ElasticConfig {
+    ElasticConfig { product: node.product(), ..config(&node.url(), alias) }
+}
+
 pub fn open(config: &ElasticConfig) -> Box<dyn VectorIndex> {
     engines::open(&EngineConfig::Elasticsearch(Box::new(config.clone())), true, runtime().handle())
         .expect("opens")
 }
 
 /// Numbers that look random and are the same in every run.
-pub fn random(seed: u64) -> impl FnMut() -> f32 {
+fn random(seed: u64) -> impl FnMut() -> f32 {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     move || {
         state ^= state << 13;
@@ -73,7 +78,7 @@ pub fn picture(id: String) -> Picture {
     }
 }
 
-pub fn unit(mut vector: Vec<f32>) -> Vec<f32> {
+fn unit(mut vector: Vec<f32>) -> Vec<f32> {
     let norm = vector.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
     vector.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
     vector
@@ -329,6 +334,10 @@ pub fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &Em
 
 #[test]
 fn equal_scores_come_by_id_from_every_shard() {
+    orders_equal_scores_by_id(Node::shared());
+}
+
+pub fn orders_equal_scores_by_id(node: &Node) {
     let vector = [0.6, 0.8];
     let mut rows = EmbeddingBatch { dim: 2, ..EmbeddingBatch::default() };
     for id in (0..60).map(|i| format!("twin/{i:02}")) {
@@ -337,7 +346,7 @@ fn equal_scores_come_by_id_from_every_shard() {
         rows.norms.push(1.0);
     }
     let table = Table::of(&rows);
-    let config = ElasticConfig { shards: 3, ..config(&Node::shared().url(), &alias()) };
+    let config = ElasticConfig { shards: 3, ..config_of(node, &alias()) };
     let loaded = load(&table, &config).expect("loaded");
     for metric in Metric::ALL {
         let hits = loaded.index.search(&Query { vector: &vector, k: 25, metric }).expect("searched");
@@ -349,9 +358,13 @@ fn equal_scores_come_by_id_from_every_shard() {
 
 #[test]
 fn filters_keep_what_they_name() {
+    filters(Node::shared());
+}
+
+pub fn filters(node: &Node) {
     let rows = pictures(0..90, 16, 5);
     let table = Table::of(&rows);
-    let config = config(&Node::shared().url(), &alias());
+    let config = config_of(node, &alias());
     let mut loaded = load(&table, &config).expect("loaded");
     let filters = [Filter { column: "label".to_owned(), value: "class1".to_owned() }];
     let query = Query { vector: rows.vector(0), k: 100, metric: Metric::Cosine };
@@ -362,9 +375,12 @@ fn filters_keep_what_they_name() {
 
 #[test]
 fn what_changed_is_applied_to_a_copy_of_the_live_index() {
-    let node = Node::shared();
+    applies_changes_to_a_copy(Node::shared());
+}
+
+pub fn applies_changes_to_a_copy(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let mut table = Table::of(&pictures(0..300, 32, 1));
     let (books, first) = publish(&table, &config);
     assert_eq!((books.sent_what.as_str(), books.sent), ("everything", 300));
@@ -401,9 +417,12 @@ fn what_changed_is_applied_to_a_copy_of_the_live_index() {
 
 #[test]
 fn rollback_goes_back_and_old_indices_are_pruned() {
-    let node = Node::shared();
+    rolls_back_and_prunes(Node::shared());
+}
+
+pub fn rolls_back_and_prunes(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     // Somebody else's index of such a name.
     node.ask("PUT", &format!("/{alias}-of-somebody-else"), None);
     let mut table = Table::of(&pictures(0..20, 8, 1));
@@ -428,25 +447,31 @@ fn rollback_goes_back_and_old_indices_are_pruned() {
 
 #[test]
 fn an_alias_that_cannot_be_moved_is_refused_before_anything_is_loaded() {
-    let node = Node::shared();
+    refuses_an_alias_that_cannot_be_moved(Node::shared());
+}
+
+pub fn refuses_an_alias_that_cannot_be_moved(node: &Node) {
     let table = Table::of(&pictures(0..5, 8, 1));
     let concrete = alias();
     node.ask("PUT", &format!("/{concrete}"), None);
-    let error = load(&table, &config(&node.url(), &concrete)).map(|_| ()).expect_err("an index of that name");
+    let error = load(&table, &config_of(node, &concrete)).map(|_| ()).expect_err("an index of that name");
     assert!(error.to_string().contains("an index, not an alias, is called"), "{error}");
     let double = alias();
     for name in ["a", "b"] {
         node.ask("PUT", &format!("/{double}-{name}"), Some(json!({ "aliases": { double.as_str(): {} } })));
     }
-    let error = load(&table, &config(&node.url(), &double)).map(|_| ()).expect_err("two indices");
+    let error = load(&table, &config_of(node, &double)).map(|_| ()).expect_err("two indices");
     assert!(error.to_string().contains("stands for several indices"), "{error}");
 }
 
 #[test]
 fn a_second_load_of_the_same_alias_has_to_wait() {
-    let node = Node::shared();
+    makes_a_second_load_wait(Node::shared());
+}
+
+pub fn makes_a_second_load_wait(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let table = Table::of(&pictures(0..5, 8, 1));
     let first = load(&table, &config).expect("loaded");
     let refused = load(&table, &config).map(|_| ()).expect_err("locked");
@@ -462,9 +487,12 @@ fn a_second_load_of_the_same_alias_has_to_wait() {
 
 #[test]
 fn a_run_whose_lock_was_taken_over_promotes_nothing() {
-    let node = Node::shared();
+    promotes_nothing_without_its_lock(Node::shared());
+}
+
+pub fn promotes_nothing_without_its_lock(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let table = Table::of(&pictures(0..5, 8, 1));
     let mut loaded = load(&table, &config).expect("loaded");
     let other = json!({ "owner": "other", "host": "elsewhere", "process": 1, "heartbeat": 1000 });
@@ -476,9 +504,12 @@ fn a_run_whose_lock_was_taken_over_promotes_nothing() {
 
 #[test]
 fn what_a_killed_run_left_is_cleared_away() {
-    let node = Node::shared();
+    clears_away_what_a_killed_run_left(Node::shared());
+}
+
+pub fn clears_away_what_a_killed_run_left(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let table = Table::of(&pictures(0..5, 8, 1));
     let mut index = open(&config);
     index.create(8).expect("begun");
@@ -493,16 +524,19 @@ fn what_a_killed_run_left_is_cleared_away() {
 
 #[test]
 fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
-    let node = Node::shared();
+    keeps_a_vector_of_zeros_as_a_dead_letter(Node::shared());
+}
+
+pub fn keeps_a_vector_of_zeros_as_a_dead_letter(node: &Node) {
     let alias = alias();
     let mut rows = pictures(0..50, 8, 1);
     rows.vectors[8 * 7..8 * 8].fill(0.0);
     let zero = rows.pictures[7].id.clone();
     let table = Table::of(&rows);
-    let refused = load(&table, &config(&node.url(), &alias)).map(|_| ()).expect_err("over budget");
+    let refused = load(&table, &config_of(node, &alias)).map(|_| ()).expect_err("over budget");
     assert!(matches!(&refused, LoadError::OverBudget { rejected: 1, .. }), "{refused}");
     assert_eq!(node.indices(&alias), Vec::<String>::new(), "nothing is left behind");
-    let allowed = ElasticConfig { max_rejected: Budget::Count(1), ..config(&node.url(), &alias) };
+    let allowed = ElasticConfig { max_rejected: Budget::Count(1), ..config_of(node, &alias) };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dead = folder.path().join("rejected.jsonl");
     let loaded = load::load(runtime().handle(), &table.store, open(&allowed), allowed.max_rejected, &dead)
@@ -514,12 +548,15 @@ fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
 
 #[test]
 fn documents_that_the_server_refuses_are_dead_letters_with_its_reason() {
+    keeps_refused_documents_as_dead_letters(Node::shared());
+}
+
+pub fn keeps_refused_documents_as_dead_letters(node: &Node) {
     // A keyword may have 32,766 bytes.
     let mut rows = pictures(0..50, 8, 1);
     rows.pictures[9].label = Some("long ".repeat(10_000));
     let table = Table::of(&rows);
-    let node = Node::shared();
-    let config = ElasticConfig { max_rejected: Budget::Count(1), ..config(&node.url(), &alias()) };
+    let config = ElasticConfig { max_rejected: Budget::Count(1), ..config_of(node, &alias()) };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dead = folder.path().join("rejected.jsonl");
     let loaded = load::load(runtime().handle(), &table.store, open(&config), config.max_rejected, &dead)
@@ -707,13 +744,16 @@ fn an_index_that_is_deleted_meanwhile_is_not_made_again() {
 
 #[test]
 fn a_server_that_is_gone_for_good_is_said() {
-    let mut node = Node::start(&[]);
+    says_that_a_server_is_gone(Node::start(&[]));
+}
+
+pub fn says_that_a_server_is_gone(mut node: Node) {
     let table = Table::of(&pictures(0..8000, 64, 1));
     let config = ElasticConfig {
         encoding: Encoding::Array,
         senders: 1,
         give_up_seconds: 2,
-        ..config(&node.url(), "shop")
+        ..config_of(&node, "shop")
     };
     let error = std::thread::scope(|scope| {
         let loading = scope.spawn(|| load(&table, &config).map(|_| ()).expect_err("it is gone").to_string());
@@ -801,28 +841,32 @@ fn tls_a_password_and_too_few_privileges() {
     );
 }
 
-/// A pipeline over drawn pictures into the shared server.
-fn drawn(alias: &str, more: &str) -> Shop {
-    let shop = Shop::new();
+/// A pipeline over drawn pictures into a server.
+pub fn drawn(node: &Node, alias: &str, more: &str) -> Shop {
+    let (shop, engine) = (Shop::new(), node.product().engine());
     for i in 0..12 {
         shop.picture(&format!("gallery/{}/{i}.png", ["cat", "dog", "owl"][i % 3]), i as u32 + 1);
         shop.picture(&format!("queries/{}/{i}.png", ["cat", "dog", "owl"][i % 3]), i as u32 + 1);
     }
     shop.pipeline(&format!(
         "[input]\ngallery = 'gallery'\nqueries = 'queries'\n[model]\nprecision = 'int8'\nprovider = 'openvino'\n\
-         [load]\nengine = 'elasticsearch'\n[load.elasticsearch]\nurl = '{}'\nalias = '{alias}'\nknn = {{}}\n\
+         [load]\nengine = '{engine}'\n[load.{engine}]\nurl = '{}'\nalias = '{alias}'\nknn = {{}}\n\
          [evaluate]\nk = [1, 3]\n{more}",
-        Node::shared().url()
+        node.url()
     ));
     shop
 }
 
 #[test]
 fn a_run_is_promoted_only_if_its_gate_holds_and_can_be_rolled_back() {
-    let node = Node::shared();
+    promotes_only_if_the_gate_holds(Node::shared());
+}
+
+pub fn promotes_only_if_the_gate_holds(node: &Node) {
     let alias = alias();
-    let shop = drawn(&alias, "");
-    shop.imagedex("run").exits(0).says("now stands for").says("elasticsearch knn int8_hnsw");
+    let engine = node.product().engine();
+    let shop = drawn(node, &alias, "");
+    shop.imagedex("run").exits(0).says("now stands for").says(&format!("{engine} knn "));
     let first = node.behind(&alias);
     assert_eq!(
         shop.run_json()["stages"].as_array().expect("stages").iter().filter(|s| s["stage"] == "load").count(),
@@ -853,7 +897,7 @@ fn a_run_is_promoted_only_if_its_gate_holds_and_can_be_rolled_back() {
         args.extend(more.iter().map(std::ffi::OsString::from));
         imagedex(args).exits(0)
     };
-    search(&["-k", "1"]).says("dog/1.png").says("elasticsearch");
+    search(&["-k", "1"]).says("dog/1.png").says(engine);
     let cats = search(&["-k", "9", "--only", "label=cat"]);
     assert_eq!(cats.out.matches("cat/").count(), 4, "{}", cats.out);
     assert!(!cats.out.contains("dog/"), "{}", cats.out);
@@ -869,7 +913,7 @@ fn interrupted(
     is_slow: impl Fn(&crate::es_proxy::Asked) -> bool + Send + Sync + 'static,
 ) -> (Shop, crate::support::Said, Vec<String>) {
     let node = Node::shared();
-    let shop = drawn(alias, "");
+    let shop = drawn(Node::shared(), alias, "");
     shop.imagedex("run").exits(0);
     let live = node.behind(alias);
     shop.picture("gallery/owl/new.png", 99);
@@ -984,7 +1028,7 @@ fn an_api_key_is_sent_and_never_shown() {
             );
         }
     });
-    let shop = drawn(&alias(), "");
+    let shop = drawn(Node::shared(), &alias(), "");
     let key = "dGhlOnNlY3JldC1rZXk=";
     let said = said(
         std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
@@ -1078,7 +1122,7 @@ fn ctrl_c_while_the_index_is_measured_removes_it() {
 #[test]
 fn hits_have_the_labels_that_the_index_has() {
     let alias = alias();
-    let shop = drawn(&alias, "");
+    let shop = drawn(Node::shared(), &alias, "");
     shop.imagedex("run").exits(0);
     // The picture leaves the table, and not the index that users search.
     std::fs::remove_file(shop.path("gallery/dog/1.png")).expect("removed");

@@ -101,6 +101,10 @@ impl Node {
         panic!("{product} found no free port:\n{last}");
     }
 
+    pub fn product(&self) -> Product {
+        self.product
+    }
+
     pub fn url(&self) -> String {
         let scheme = if self.is_secure() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.port)
@@ -363,6 +367,29 @@ fn it_is_the_real_thing_and_scores_by_script() {
     let found = node.ask("POST", "/es-node-scores/_search", Some(query));
     let score = found["hits"]["hits"][0]["_score"].as_f64().expect("a score");
     assert!((score - 1.96).abs() < 1e-6, "{score}");
+}
+
+#[test]
+fn opensearch_is_the_real_thing_with_scripts_and_graphs() {
+    let node = Node::shared_opensearch();
+    let version = &node.ask("GET", "/", None)["version"];
+    assert_eq!((&version["distribution"], &version["number"]), (&"opensearch".into(), &"2.19.1".into()));
+    let method = serde_json::json!({ "name": "hnsw", "engine": "lucene", "space_type": "cosinesimil" });
+    let vector = serde_json::json!({ "v": { "type": "knn_vector", "dimension": 2, "method": method } });
+    let index =
+        serde_json::json!({ "settings": { "index.knn": true }, "mappings": { "properties": vector } });
+    node.ask("PUT", "/node-scores", Some(index));
+    node.ask("PUT", "/node-scores/_doc/1?refresh=true", Some(serde_json::json!({ "v": [3.0, 4.0] })));
+    let source = "cosineSimilarity(params.q, doc['v']) + 1.0";
+    let script = serde_json::json!({ "source": source, "params": { "q": [4.0, 3.0] } });
+    let exact = serde_json::json!({ "script_score": { "query": { "match_all": {} }, "script": script } });
+    let graph = serde_json::json!({ "knn": { "v": { "vector": [4.0, 3.0], "k": 1 } } });
+    for (query, expected) in [(exact, 1.96), (graph, 0.98)] {
+        let query = serde_json::json!({ "query": query });
+        let found = node.ask("POST", "/node-scores/_search", Some(query));
+        let score = found["hits"]["hits"][0]["_score"].as_f64().expect("a score");
+        assert!((score - expected).abs() < 1e-6, "{score} {expected}");
+    }
 }
 
 #[test]
