@@ -375,12 +375,11 @@ pub fn filters(node: &Node) {
 
 #[test]
 fn what_changed_is_applied_to_a_copy_of_the_live_index() {
-    applies_changes_to_a_copy(Node::shared());
+    applies_changes_to_a_copy(Node::shared(), config_of(Node::shared(), &alias()));
 }
 
-pub fn applies_changes_to_a_copy(node: &Node) {
-    let alias = alias();
-    let config = config_of(node, &alias);
+pub fn applies_changes_to_a_copy(node: &Node, config: ElasticConfig) {
+    let alias = config.alias.clone();
     let mut table = Table::of(&pictures(0..300, 32, 1));
     let (books, first) = publish(&table, &config);
     assert_eq!((books.sent_what.as_str(), books.sent), ("everything", 300));

@@ -98,7 +98,22 @@ fn filters_keep_what_they_name() {
 
 #[test]
 fn what_changed_is_applied_to_a_copy_of_the_live_index() {
-    elastic::applies_changes_to_a_copy(Node::shared_opensearch());
+    let node = Node::shared_opensearch();
+    elastic::applies_changes_to_a_copy(node, with_knn(config_of(node, &alias()), Metric::Cosine));
+}
+
+#[test]
+fn an_index_without_a_graph_cannot_be_copied_and_is_loaded_whole() {
+    let node = Node::shared_opensearch();
+    let config = config_of(node, &alias());
+    let mut table = Table::of(&pictures(0..30, 8, 1));
+    let (_, first) = publish(&table, &config);
+    // What stands there is as good as ever.
+    assert_eq!(publish(&table, &config).1, first);
+    table.append(&pictures(30..31, 8, 1));
+    let (books, second) = publish(&table, &config);
+    assert_eq!((books.sent_what.as_str(), books.sent, books.searchable), ("everything", 31, 31));
+    assert_ne!(second, first);
 }
 
 #[test]
@@ -175,7 +190,7 @@ fn a_run_whose_server_is_killed_in_the_middle_of_the_load_promotes_nothing() {
     node.kill();
     let said = said(run.wait_with_output().expect("it ends")).exits(4);
     let said = said.complains("engine opensearch failed").complains("load.opensearch.give_up_seconds");
-    assert_eq!(said.err.matches("error").count(), 1, "{}", said.err);
+    assert_eq!(said.err.matches("ERROR").count(), 1, "{}", said.err);
     node.restart();
     assert_eq!(node.behind("shop"), live);
     // The dead run could not let go of its lock, nor remove what it had begun.

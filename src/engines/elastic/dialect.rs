@@ -120,6 +120,12 @@ fn properties(config: &ElasticConfig, version: Version, dim: usize) -> Value {
     properties
 }
 
+/// Whether the server can copy the index. OpenSearch 2 cannot where a `knn_vector` has no graph: the copy's shards are put nowhere
+/// (issue 2540 of its k-NN plugin).
+pub fn can_copy(config: &ElasticConfig) -> bool {
+    config.product == Product::Elasticsearch || config.knn.is_some()
+}
+
 /// Whether approximate search has a field of its own.
 pub fn has_knn_field(config: &ElasticConfig) -> bool {
     config.product == Product::Elasticsearch && config.knn.is_some()

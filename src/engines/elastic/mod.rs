@@ -336,7 +336,15 @@ impl Server for Elastic {
         // What was rejected is tried again, so such an index is no base for changes.
         let live =
             fitting.iter().find(|index| index.live && self.config.incremental && index.meta.rejected == 0);
-        let standing = at_version.or(live);
+        let can_copy = dialect::can_copy(&self.config);
+        if live.is_some() && at_version.is_none() && !can_copy {
+            tracing::info!(
+                "{} cannot copy an index without a graph, so everything is loaded; {} = {{}} would make one",
+                self.config.product,
+                self.config.product.key("knn")
+            );
+        }
+        let standing = at_version.or(live.filter(|_| can_copy));
         self.indices.clear_unpromoted(standing.map(|index| index.name.as_str()))?;
         Ok(standing.map(|index| Standing {
             index: index.name.clone(),
