@@ -44,7 +44,7 @@ test-tools: tools
 build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
 	cargo build --release
 
-build-features: tools setup-openblas ## the program with the engines faiss and milvus, in target/release
+build-features: tools setup-openblas ## the program with engine faiss, in target/release
 	$(WITH_FEATURES) cargo build --release --features $(FEATURES)
 
 setup: build ## download, check and build what the program needs; quick when all is there

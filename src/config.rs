@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::engines::elastic::{self, ElasticConfig};
+use crate::engines::elastic::{self, ElasticConfig, Product};
 use crate::engines::faiss::{self, FaissConfig, FaissSection};
 use crate::engines::hnsw::{self, HnswConfig};
 use crate::engines::{EngineConfig, EngineName};
@@ -116,6 +116,7 @@ struct LoadFile {
     hnsw: Option<HnswConfig>,
     faiss: Option<FaissSection>,
     elasticsearch: Option<ElasticConfig>,
+    opensearch: Option<ElasticConfig>,
 }
 
 impl LoadFile {
@@ -125,29 +126,34 @@ impl LoadFile {
         name: &str,
         work: &Path,
         metrics: &[Metric],
-    ) -> Result<Vec<EngineConfig>, (&'static str, String)> {
+    ) -> Result<Vec<EngineConfig>, (String, String)> {
         let names = if self.engine.is_empty() { vec![EngineName::default()] } else { self.engine };
         let hnsw = self.hnsw.unwrap_or_default();
         let faiss = self.faiss.unwrap_or_default();
-        let mut server = self.elasticsearch.unwrap_or_default();
-        if server.alias.is_empty() {
-            server.alias = name.to_ascii_lowercase();
-        }
-        let mut engines = Vec::new();
-        for (i, name) in names.iter().enumerate() {
-            if names[..i].contains(name) {
-                return Err(("load.engine", "names an engine twice".to_owned()));
+        let server = |product: Product, section: Option<ElasticConfig>| -> Result<_, (String, String)> {
+            let mut server = ElasticConfig { product, ..section.unwrap_or_default() };
+            if server.alias.is_empty() {
+                server.alias = name.to_ascii_lowercase();
             }
-            match name {
+            server.check()?;
+            Ok(EngineConfig::Elasticsearch(Box::new(server)))
+        };
+        let keyed = |(key, reason): (&str, String)| (key.to_owned(), reason);
+        let mut engines = Vec::new();
+        for (i, engine) in names.iter().enumerate() {
+            if names[..i].contains(engine) {
+                return Err(("load.engine".to_owned(), "names an engine twice".to_owned()));
+            }
+            match engine {
                 EngineName::Flat => engines.push(EngineConfig::Flat),
                 EngineName::Hnsw => {
-                    hnsw.check()?;
+                    hnsw.check().map_err(keyed)?;
                     let metrics = metrics.to_vec();
                     let folder = Some(work.join(hnsw::NAME));
                     engines.push(EngineConfig::Hnsw(HnswConfig { metrics, folder, ..hnsw.clone() }));
                 }
                 EngineName::Faiss => {
-                    faiss.check()?;
+                    faiss.check().map_err(keyed)?;
                     engines.extend(faiss.engines().into_iter().map(|config| {
                         let metrics = metrics.to_vec();
                         let folder = Some(work.join(faiss::NAME));
@@ -155,9 +161,9 @@ impl LoadFile {
                     }));
                 }
                 EngineName::Elasticsearch => {
-                    server.check()?;
-                    engines.push(EngineConfig::Elasticsearch(Box::new(server.clone())));
+                    engines.push(server(Product::Elasticsearch, self.elasticsearch.clone())?)
                 }
+                EngineName::Opensearch => engines.push(server(Product::OpenSearch, self.opensearch.clone())?),
             }
         }
         Ok(engines)
@@ -412,7 +418,7 @@ pub struct Evaluate {
     pub depth: Option<usize>,
 }
 
-const PATH_KEYS: [&str; 10] = [
+const PATH_KEYS: [&str; 11] = [
     "work",
     "cache",
     "input.gallery",
@@ -422,6 +428,7 @@ const PATH_KEYS: [&str; 10] = [
     "features.table",
     "baseline.file",
     "load.elasticsearch.ca",
+    "load.opensearch.ca",
     "report.prometheus",
 ];
 
@@ -447,9 +454,9 @@ impl PipelineConfig {
         let as_written = toml::from_str::<PipelineFile>(&text);
         let environment: Vec<(String, String)> = environment.collect();
         let mut changes = changes(overrides, environment.iter().cloned())?;
-        if names_engine(&table, &changes, "elasticsearch") {
+        for product in named_products(&table, &changes) {
             // Before all others, so that those win.
-            changes.splice(..0, elastic_environment(&environment));
+            changes.splice(..0, elastic_environment(product, &environment));
         }
         if changes.is_empty() || !is_missing_key(&as_written) {
             as_written.map_err(|error| parse_error(&origin, Some(&text), &error))?;
@@ -538,7 +545,7 @@ impl PipelineFile {
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
         let engines =
-            self.load.finish(&name, &work, &metrics).map_err(|(key, reason)| value_error(key, reason))?;
+            self.load.finish(&name, &work, &metrics).map_err(|(key, reason)| value_error(&key, reason))?;
         let (max_queries, depth) = (self.evaluate.max_queries, self.evaluate.depth);
         if max_queries == Some(0) {
             return Err(value_error("evaluate.max_queries", "0 queries measure nothing".to_owned()));
@@ -645,24 +652,27 @@ fn changes(
     Ok(changes)
 }
 
-/// Whether `load.engine`, as it will be, names this engine.
-fn names_engine(table: &Table, changes: &[Change], engine: &str) -> bool {
+/// The servers among the engines that `load.engine`, as it will be, names.
+fn named_products(table: &Table, changes: &[Change]) -> Vec<Product> {
     let changed = changes.iter().rev().find(|change| change.key == ["load", "engine"]);
     let value = changed.map(|change| &change.value).or_else(|| table.get("load")?.get("engine"));
-    let is = |value: &Value| value.as_str() == Some(engine);
-    value.is_some_and(|value| is(value) || value.as_array().is_some_and(|names| names.iter().any(is)))
+    let names = match value {
+        Some(Value::Array(names)) => names.iter().collect(),
+        name => Vec::from_iter(name),
+    };
+    names.into_iter().filter_map(|name| Product::of_engine(name.as_str()?)).collect()
 }
 
-/// The variables that say where Elasticsearch is, as changes of `[load.elasticsearch]`.
-fn elastic_environment(environment: &[(String, String)]) -> Vec<Change> {
+/// The variables that say where the server is, as changes of its section.
+fn elastic_environment(product: Product, environment: &[(String, String)]) -> Vec<Change> {
     let variable =
         |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
     let change = |(variable, key, value): (&str, &str, String)| Change {
         origin: format!("environment variable {variable}"),
-        key: ["load", "elasticsearch", key].map(str::to_owned).to_vec(),
+        key: ["load", product.engine(), key].map(str::to_owned).to_vec(),
         value: Value::String(value),
     };
-    elastic::environment(&variable).into_iter().map(change).collect()
+    elastic::environment(product, &variable).into_iter().map(change).collect()
 }
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.

@@ -7,7 +7,7 @@ use tokio::runtime::{Handle, Runtime};
 
 use crate::cli::{Compute, Index, OriginalEngine, Retrieve};
 use crate::embedders::{self, Embedder};
-use crate::engines::elastic::{self, Address, Elastic, ElasticConfig, Layout};
+use crate::engines::elastic::{self, Address, Elastic, ElasticConfig, Layout, Product};
 use crate::engines::faiss::FaissConfig;
 use crate::engines::{self, EngineConfig, EngineError, Query, Server, Source, VectorIndex};
 use crate::exchange;
@@ -146,7 +146,9 @@ fn in_elasticsearch(
         incremental: false,
         ..ElasticConfig::default()
     };
-    for (variable, field, value) in elastic::environment(&|name| std::env::var(name).ok()) {
+    for (variable, field, value) in
+        elastic::environment(Product::Elasticsearch, &|name| std::env::var(name).ok())
+    {
         match field {
             "url" => {
                 let address = Address::try_from(value);
@@ -173,7 +175,7 @@ fn in_elasticsearch(
             if found != gallery.len() as u64 {
                 let reason =
                     format!("{found} of {} pictures are searchable, {rejected} rejected", gallery.len());
-                return Err(EngineError::Failed { engine: elastic::NAME.to_owned(), reason }.into());
+                return Err(EngineError::Failed { engine: config.product.engine().to_owned(), reason }.into());
             }
             index.finish()?;
         }

@@ -29,6 +29,8 @@ pub enum EngineName {
     Faiss,
     /// An Elasticsearch server: [`elastic::Elastic`].
     Elasticsearch,
+    /// An OpenSearch server, by the same [`elastic::Elastic`].
+    Opensearch,
 }
 
 /// Which engine, with its options where it has any.
@@ -38,6 +40,7 @@ pub enum EngineConfig {
     Flat,
     Hnsw(hnsw::HnswConfig),
     Faiss(faiss::FaissConfig),
+    /// Elasticsearch or OpenSearch, as its `product` says.
     Elasticsearch(Box<elastic::ElasticConfig>),
 }
 
@@ -48,7 +51,7 @@ impl EngineConfig {
             EngineConfig::Flat => "flat".to_owned(),
             EngineConfig::Hnsw(_) => hnsw::NAME.to_owned(),
             EngineConfig::Faiss(config) => config.name(),
-            EngineConfig::Elasticsearch(_) => elastic::NAME.to_owned(),
+            EngineConfig::Elasticsearch(config) => config.product.engine().to_owned(),
         }
     }
 

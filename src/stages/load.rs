@@ -45,9 +45,9 @@ pub enum LoadError {
     #[error("picture {id} came back from {engine} {how}; nothing was promoted")]
     Differs { engine: String, id: String, how: &'static str },
     #[error(
-        "{rejected} of {gallery} pictures were rejected, more than load.elasticsearch.max_rejected = {budget} allows; see {file}"
+        "{rejected} of {gallery} pictures were rejected, more than load.{engine}.max_rejected = {budget} allows; see {file}"
     )]
-    OverBudget { rejected: u64, gallery: u64, budget: Budget, file: String },
+    OverBudget { engine: String, rejected: u64, gallery: u64, budget: Budget, file: String },
     #[error("cannot write {path}: {source}")]
     Write { path: String, source: std::io::Error },
 }
@@ -164,6 +164,7 @@ fn load_server(
     books.check().map_err(LoadError::Books)?;
     if budget.is_exceeded(books.rejected, books.gallery) {
         return Err(LoadError::OverBudget {
+            engine: books.engine.clone(),
             rejected: books.rejected,
             gallery: books.gallery,
             budget,

@@ -10,30 +10,20 @@ here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"; target=$(cd "$1" && pwd)
 version=9.5.3
 
-stamp=$(cd "$here" && cat setup.sh pom.xml artifacts.sha256 src/*.* src/*/* | sha256sum)
+stamp=$(cd "$here" && cat setup.sh maven.sh pom.xml artifacts.sha256 src/*.* src/*/* | sha256sum)
 # Two at once, on a cache that several checkouts share: the second finds the work done.
 exec 9>"$target/lock"; flock 9
 if [ "$(cat "$target/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
+name=es-node
 . "$here/jdk.sh"
-mvn --version >/dev/null 2>&1 || { echo "es-node: please install Maven (Debian: apt-get install maven)" >&2; exit 4; }
+. "$here/maven.sh"
 openssl version >/dev/null 2>&1 || { echo "es-node: please install openssl (Debian: apt-get install openssl)" >&2; exit 4; }
 trap 'rm -rf "$target/build"' EXIT
 echo "assembling Elasticsearch $version for tests in $target"
 rm -rf "$target/home" "$target/stamp" "$target/build"; mkdir -p "$target/build/jars"
 
-fetch() {
-	mvn -B -q -f "$here/pom.xml" dependency:copy-dependencies -Dmdep.overWriteReleases=true -DoutputDirectory="$target/build/jars" \
-		"$@" > "$target/build/log" 2>&1 || { cat "$target/build/log" >&2; echo "es-node: Maven could not fetch what pom.xml lists" >&2; exit 4; }
-}
-check() { (cd "$target/build/jars" && sha256sum --check --strict --quiet "$here/artifacts.sha256") >&2; }
 fetch
-if ! check; then
-	# Maven keeps what it fetched and would hand it out again; what others keep there is not ours to delete.
-	echo "es-node: a download is damaged, fetching all of them again" >&2
-	fetch -Dmaven.repo.local="$target/build/maven"
-	check || { echo "es-node: the downloads are not what artifacts.sha256 says; nothing was installed" >&2; exit 4; }
-fi
 
 (cd "$target/build" && "$JAVA_HOME/bin/jar" xf "jars/elasticsearch-$version.zip")
 home=$target/build/elasticsearch-$version

@@ -1,5 +1,5 @@
 //! Elasticsearch, the real one: what is loaded is complete, whatever happens meanwhile; and users search either the old index
-//! or the new one, never anything between.
+//! or the new one, never anything between. What OpenSearch does otherwise is in [`super::opensearch`].
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -27,23 +27,28 @@ use crate::es_node::{ADMIN, Node, READER};
 use crate::es_proxy::{Fault, Proxy};
 use crate::support::{Shop, cache, imagedex, said, shared};
 
-fn runtime() -> &'static Runtime {
+pub fn runtime() -> &'static Runtime {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     RUNTIME.get_or_init(|| async_runtime().expect("a runtime"))
 }
 
 /// An alias that no other test uses.
-fn alias() -> String {
+pub fn alias() -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     format!("shop{}", NEXT.fetch_add(1, Ordering::SeqCst))
 }
 
-fn config(url: &str, alias: &str) -> ElasticConfig {
+pub fn config(url: &str, alias: &str) -> ElasticConfig {
     let url = Some(Address::try_from(url.to_owned()).expect("an address"));
     ElasticConfig { url, alias: alias.to_owned(), give_up_seconds: 120, ..ElasticConfig::default() }
 }
 
-fn open(config: &ElasticConfig) -> Box<dyn VectorIndex> {
+/// The same for a server of either product.
+pub fn config_of(node: &Node, alias: &str) -> ElasticConfig {
+    ElasticConfig { product: node.product(), ..config(&node.url(), alias) }
+}
+
+pub fn open(config: &ElasticConfig) -> Box<dyn VectorIndex> {
     engines::open(&EngineConfig::Elasticsearch(Box::new(config.clone())), true, runtime().handle())
         .expect("opens")
 }
@@ -59,7 +64,7 @@ fn random(seed: u64) -> impl FnMut() -> f32 {
     }
 }
 
-fn picture(id: String) -> Picture {
+pub fn picture(id: String) -> Picture {
     Picture {
         label: id.split_once('/').map(|(class, _)| class.to_owned()),
         sha256: format!("sha-of-{id}"),
@@ -80,7 +85,7 @@ fn unit(mut vector: Vec<f32>) -> Vec<f32> {
 }
 
 /// Pictures of three classes with unit vectors of `dim` numbers, none negative, many zero.
-fn pictures(range: std::ops::Range<usize>, dim: usize, seed: u64) -> EmbeddingBatch {
+pub fn pictures(range: std::ops::Range<usize>, dim: usize, seed: u64) -> EmbeddingBatch {
     let mut random = random(seed);
     let mut batch = EmbeddingBatch { dim, ..EmbeddingBatch::default() };
     for i in range {
@@ -114,13 +119,13 @@ impl Sorted for EmbeddingBatch {
 }
 
 /// A feature table of its own.
-struct Table {
+pub struct Table {
     _folder: TempDir,
-    store: FeatureStore,
+    pub store: FeatureStore,
 }
 
 impl Table {
-    fn of(batch: &EmbeddingBatch) -> Table {
+    pub fn of(batch: &EmbeddingBatch) -> Table {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let provenance = Provenance {
             fingerprint: "0123456789abcdef".to_owned(),
@@ -134,36 +139,36 @@ impl Table {
         table
     }
 
-    fn append(&mut self, batch: &EmbeddingBatch) {
+    pub fn append(&mut self, batch: &EmbeddingBatch) {
         runtime().block_on(self.store.append(batch, &CommitFacts(json!({})))).expect("appended");
     }
 
-    fn replace(&mut self, batch: &EmbeddingBatch) {
+    pub fn replace(&mut self, batch: &EmbeddingBatch) {
         runtime().block_on(self.store.replace(batch, &CommitFacts(json!({})))).expect("replaced");
     }
 
-    fn delete(&mut self, ids: &[&str]) {
+    pub fn delete(&mut self, ids: &[&str]) {
         let gone: Vec<(Split, String)> = ids.iter().map(|id| (Split::Gallery, (*id).to_owned())).collect();
         runtime().block_on(self.store.apply(&[], &gone, &CommitFacts(json!({})))).expect("deleted");
     }
 
-    fn rows(&self) -> EmbeddingBatch {
+    pub fn rows(&self) -> EmbeddingBatch {
         runtime().block_on(self.store.read(Some(Split::Gallery))).expect("read")
     }
 }
 
-fn load(table: &Table, config: &ElasticConfig) -> Result<Loaded, LoadError> {
+pub fn load(table: &Table, config: &ElasticConfig) -> Result<Loaded, LoadError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dead = folder.path().join("rejected.jsonl");
     load::load(runtime().handle(), &table.store, open(config), config.max_rejected, &dead)
 }
 
-fn server(loaded: &mut Loaded) -> &mut dyn Server {
+pub fn server(loaded: &mut Loaded) -> &mut dyn Server {
     loaded.index.as_server().expect("a server")
 }
 
 /// Loads and promotes; the index that is live then.
-fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
+pub fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
     let mut loaded = load(table, config).expect("loaded");
     let said = server(&mut loaded).promote().expect("promoted");
     let name =
@@ -173,7 +178,7 @@ fn publish(table: &Table, config: &ElasticConfig) -> (LoadBooks, String) {
 
 /// Every vector of the table is in the index, bit for bit, and nothing else is.
 #[track_caller]
-fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, name: &str) {
+pub fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, name: &str) {
     assert_eq!(node.count(name), rows.len() as u64);
     let ids: Vec<String> = rows.pictures.iter().map(|picture| picture.id.clone()).collect();
     let server = index.as_server().expect("a server");
@@ -187,7 +192,7 @@ fn holds_all(index: &mut dyn VectorIndex, rows: &EmbeddingBatch, node: &Node, na
 }
 
 /// Documents that a server has indexed for alias `shop` since it started.
-fn indexed(node: &Node) -> u64 {
+pub fn indexed(node: &Node) -> u64 {
     let path = "/shop-*/_stats/indexing?filter_path=_all.total.indexing.index_total";
     let answer = node.try_request("GET", path, None);
     answer.ok().and_then(|(_, stats)| stats["_all"]["total"]["indexing"]["index_total"].as_u64()).unwrap_or(0)
@@ -246,7 +251,7 @@ fn all_four_metrics_answer_as_flat_does() {
     let table = Table::of(&rows);
     let config = ElasticConfig {
         knn: Some(KnnConfig {
-            index_options: "hnsw".to_owned(),
+            index_options: Some("hnsw".to_owned()),
             num_candidates: 200,
             ..KnnConfig::default()
         }),
@@ -286,7 +291,7 @@ fn shop_photos_are_found_as_flat_finds_them() {
 
 /// Each arm gives the first ten of flat: exact ones the same ids, ties aside, and scores within 1e-6.
 #[track_caller]
-fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &EmbeddingBatch) {
+pub fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &EmbeddingBatch) {
     let mut flat = Flat::new(true);
     flat.create(rows.dim).expect("flat");
     flat.upsert(rows).expect("flat");
@@ -329,6 +334,10 @@ fn answers_as_flat_does(loaded: &Loaded, rows: &EmbeddingBatch, queries: &Embedd
 
 #[test]
 fn equal_scores_come_by_id_from_every_shard() {
+    orders_equal_scores_by_id(Node::shared());
+}
+
+pub fn orders_equal_scores_by_id(node: &Node) {
     let vector = [0.6, 0.8];
     let mut rows = EmbeddingBatch { dim: 2, ..EmbeddingBatch::default() };
     for id in (0..60).map(|i| format!("twin/{i:02}")) {
@@ -337,7 +346,7 @@ fn equal_scores_come_by_id_from_every_shard() {
         rows.norms.push(1.0);
     }
     let table = Table::of(&rows);
-    let config = ElasticConfig { shards: 3, ..config(&Node::shared().url(), &alias()) };
+    let config = ElasticConfig { shards: 3, ..config_of(node, &alias()) };
     let loaded = load(&table, &config).expect("loaded");
     for metric in Metric::ALL {
         let hits = loaded.index.search(&Query { vector: &vector, k: 25, metric }).expect("searched");
@@ -349,9 +358,13 @@ fn equal_scores_come_by_id_from_every_shard() {
 
 #[test]
 fn filters_keep_what_they_name() {
+    filters(Node::shared());
+}
+
+pub fn filters(node: &Node) {
     let rows = pictures(0..90, 16, 5);
     let table = Table::of(&rows);
-    let config = config(&Node::shared().url(), &alias());
+    let config = config_of(node, &alias());
     let mut loaded = load(&table, &config).expect("loaded");
     let filters = [Filter { column: "label".to_owned(), value: "class1".to_owned() }];
     let query = Query { vector: rows.vector(0), k: 100, metric: Metric::Cosine };
@@ -362,9 +375,11 @@ fn filters_keep_what_they_name() {
 
 #[test]
 fn what_changed_is_applied_to_a_copy_of_the_live_index() {
-    let node = Node::shared();
-    let alias = alias();
-    let config = config(&node.url(), &alias);
+    applies_changes_to_a_copy(Node::shared(), config_of(Node::shared(), &alias()));
+}
+
+pub fn applies_changes_to_a_copy(node: &Node, config: ElasticConfig) {
+    let alias = config.alias.clone();
     let mut table = Table::of(&pictures(0..300, 32, 1));
     let (books, first) = publish(&table, &config);
     assert_eq!((books.sent_what.as_str(), books.sent), ("everything", 300));
@@ -401,9 +416,12 @@ fn what_changed_is_applied_to_a_copy_of_the_live_index() {
 
 #[test]
 fn rollback_goes_back_and_old_indices_are_pruned() {
-    let node = Node::shared();
+    rolls_back_and_prunes(Node::shared());
+}
+
+pub fn rolls_back_and_prunes(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     // Somebody else's index of such a name.
     node.ask("PUT", &format!("/{alias}-of-somebody-else"), None);
     let mut table = Table::of(&pictures(0..20, 8, 1));
@@ -428,25 +446,31 @@ fn rollback_goes_back_and_old_indices_are_pruned() {
 
 #[test]
 fn an_alias_that_cannot_be_moved_is_refused_before_anything_is_loaded() {
-    let node = Node::shared();
+    refuses_an_alias_that_cannot_be_moved(Node::shared());
+}
+
+pub fn refuses_an_alias_that_cannot_be_moved(node: &Node) {
     let table = Table::of(&pictures(0..5, 8, 1));
     let concrete = alias();
     node.ask("PUT", &format!("/{concrete}"), None);
-    let error = load(&table, &config(&node.url(), &concrete)).map(|_| ()).expect_err("an index of that name");
+    let error = load(&table, &config_of(node, &concrete)).map(|_| ()).expect_err("an index of that name");
     assert!(error.to_string().contains("an index, not an alias, is called"), "{error}");
     let double = alias();
     for name in ["a", "b"] {
         node.ask("PUT", &format!("/{double}-{name}"), Some(json!({ "aliases": { double.as_str(): {} } })));
     }
-    let error = load(&table, &config(&node.url(), &double)).map(|_| ()).expect_err("two indices");
+    let error = load(&table, &config_of(node, &double)).map(|_| ()).expect_err("two indices");
     assert!(error.to_string().contains("stands for several indices"), "{error}");
 }
 
 #[test]
 fn a_second_load_of_the_same_alias_has_to_wait() {
-    let node = Node::shared();
+    makes_a_second_load_wait(Node::shared());
+}
+
+pub fn makes_a_second_load_wait(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let table = Table::of(&pictures(0..5, 8, 1));
     let first = load(&table, &config).expect("loaded");
     let refused = load(&table, &config).map(|_| ()).expect_err("locked");
@@ -462,9 +486,12 @@ fn a_second_load_of_the_same_alias_has_to_wait() {
 
 #[test]
 fn a_run_whose_lock_was_taken_over_promotes_nothing() {
-    let node = Node::shared();
+    promotes_nothing_without_its_lock(Node::shared());
+}
+
+pub fn promotes_nothing_without_its_lock(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let table = Table::of(&pictures(0..5, 8, 1));
     let mut loaded = load(&table, &config).expect("loaded");
     let other = json!({ "owner": "other", "host": "elsewhere", "process": 1, "heartbeat": 1000 });
@@ -476,9 +503,12 @@ fn a_run_whose_lock_was_taken_over_promotes_nothing() {
 
 #[test]
 fn what_a_killed_run_left_is_cleared_away() {
-    let node = Node::shared();
+    clears_away_what_a_killed_run_left(Node::shared());
+}
+
+pub fn clears_away_what_a_killed_run_left(node: &Node) {
     let alias = alias();
-    let config = config(&node.url(), &alias);
+    let config = config_of(node, &alias);
     let table = Table::of(&pictures(0..5, 8, 1));
     let mut index = open(&config);
     index.create(8).expect("begun");
@@ -493,16 +523,19 @@ fn what_a_killed_run_left_is_cleared_away() {
 
 #[test]
 fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
-    let node = Node::shared();
+    keeps_a_vector_of_zeros_as_a_dead_letter(Node::shared());
+}
+
+pub fn keeps_a_vector_of_zeros_as_a_dead_letter(node: &Node) {
     let alias = alias();
     let mut rows = pictures(0..50, 8, 1);
     rows.vectors[8 * 7..8 * 8].fill(0.0);
     let zero = rows.pictures[7].id.clone();
     let table = Table::of(&rows);
-    let refused = load(&table, &config(&node.url(), &alias)).map(|_| ()).expect_err("over budget");
+    let refused = load(&table, &config_of(node, &alias)).map(|_| ()).expect_err("over budget");
     assert!(matches!(&refused, LoadError::OverBudget { rejected: 1, .. }), "{refused}");
     assert_eq!(node.indices(&alias), Vec::<String>::new(), "nothing is left behind");
-    let allowed = ElasticConfig { max_rejected: Budget::Count(1), ..config(&node.url(), &alias) };
+    let allowed = ElasticConfig { max_rejected: Budget::Count(1), ..config_of(node, &alias) };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dead = folder.path().join("rejected.jsonl");
     let loaded = load::load(runtime().handle(), &table.store, open(&allowed), allowed.max_rejected, &dead)
@@ -514,12 +547,15 @@ fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
 
 #[test]
 fn documents_that_the_server_refuses_are_dead_letters_with_its_reason() {
+    keeps_refused_documents_as_dead_letters(Node::shared());
+}
+
+pub fn keeps_refused_documents_as_dead_letters(node: &Node) {
     // A keyword may have 32,766 bytes.
     let mut rows = pictures(0..50, 8, 1);
     rows.pictures[9].label = Some("long ".repeat(10_000));
     let table = Table::of(&rows);
-    let node = Node::shared();
-    let config = ElasticConfig { max_rejected: Budget::Count(1), ..config(&node.url(), &alias()) };
+    let config = ElasticConfig { max_rejected: Budget::Count(1), ..config_of(node, &alias()) };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let dead = folder.path().join("rejected.jsonl");
     let loaded = load::load(runtime().handle(), &table.store, open(&config), config.max_rejected, &dead)
@@ -707,13 +743,16 @@ fn an_index_that_is_deleted_meanwhile_is_not_made_again() {
 
 #[test]
 fn a_server_that_is_gone_for_good_is_said() {
-    let mut node = Node::start(&[]);
+    says_that_a_server_is_gone(Node::start(&[]));
+}
+
+pub fn says_that_a_server_is_gone(mut node: Node) {
     let table = Table::of(&pictures(0..8000, 64, 1));
     let config = ElasticConfig {
         encoding: Encoding::Array,
         senders: 1,
         give_up_seconds: 2,
-        ..config(&node.url(), "shop")
+        ..config_of(&node, "shop")
     };
     let error = std::thread::scope(|scope| {
         let loading = scope.spawn(|| load(&table, &config).map(|_| ()).expect_err("it is gone").to_string());
@@ -737,7 +776,7 @@ fn what_is_not_elasticsearch_is_refused_in_plain_words() {
     let answers = [
         (
             r#"{"version":{"number":"2.19.1","distribution":"opensearch"}}"#,
-            "is opensearch 2.19.1, not Elasticsearch",
+            r#"is OpenSearch 2.19.1, not Elasticsearch; set load.engine = "opensearch""#,
         ),
         (r#"{"version":{"number":"7.17.0"}}"#, "speaks to 8 and 9"),
         (r#"{"hello":"world"}"#, "is not Elasticsearch"),
@@ -801,28 +840,32 @@ fn tls_a_password_and_too_few_privileges() {
     );
 }
 
-/// A pipeline over drawn pictures into the shared server.
-fn drawn(alias: &str, more: &str) -> Shop {
-    let shop = Shop::new();
+/// A pipeline over drawn pictures into a server.
+pub fn drawn(node: &Node, alias: &str, more: &str) -> Shop {
+    let (shop, engine) = (Shop::new(), node.product().engine());
     for i in 0..12 {
         shop.picture(&format!("gallery/{}/{i}.png", ["cat", "dog", "owl"][i % 3]), i as u32 + 1);
         shop.picture(&format!("queries/{}/{i}.png", ["cat", "dog", "owl"][i % 3]), i as u32 + 1);
     }
     shop.pipeline(&format!(
         "[input]\ngallery = 'gallery'\nqueries = 'queries'\n[model]\nprecision = 'int8'\nprovider = 'openvino'\n\
-         [load]\nengine = 'elasticsearch'\n[load.elasticsearch]\nurl = '{}'\nalias = '{alias}'\nknn = {{}}\n\
+         [load]\nengine = '{engine}'\n[load.{engine}]\nurl = '{}'\nalias = '{alias}'\nknn = {{}}\n\
          [evaluate]\nk = [1, 3]\n{more}",
-        Node::shared().url()
+        node.url()
     ));
     shop
 }
 
 #[test]
 fn a_run_is_promoted_only_if_its_gate_holds_and_can_be_rolled_back() {
-    let node = Node::shared();
+    promotes_only_if_the_gate_holds(Node::shared());
+}
+
+pub fn promotes_only_if_the_gate_holds(node: &Node) {
     let alias = alias();
-    let shop = drawn(&alias, "");
-    shop.imagedex("run").exits(0).says("now stands for").says("elasticsearch knn int8_hnsw");
+    let engine = node.product().engine();
+    let shop = drawn(node, &alias, "");
+    shop.imagedex("run").exits(0).says("now stands for").says(&format!("{engine} knn "));
     let first = node.behind(&alias);
     assert_eq!(
         shop.run_json()["stages"].as_array().expect("stages").iter().filter(|s| s["stage"] == "load").count(),
@@ -853,7 +896,7 @@ fn a_run_is_promoted_only_if_its_gate_holds_and_can_be_rolled_back() {
         args.extend(more.iter().map(std::ffi::OsString::from));
         imagedex(args).exits(0)
     };
-    search(&["-k", "1"]).says("dog/1.png").says("elasticsearch");
+    search(&["-k", "1"]).says("dog/1.png").says(engine);
     let cats = search(&["-k", "9", "--only", "label=cat"]);
     assert_eq!(cats.out.matches("cat/").count(), 4, "{}", cats.out);
     assert!(!cats.out.contains("dog/"), "{}", cats.out);
@@ -869,7 +912,7 @@ fn interrupted(
     is_slow: impl Fn(&crate::es_proxy::Asked) -> bool + Send + Sync + 'static,
 ) -> (Shop, crate::support::Said, Vec<String>) {
     let node = Node::shared();
-    let shop = drawn(alias, "");
+    let shop = drawn(Node::shared(), alias, "");
     shop.imagedex("run").exits(0);
     let live = node.behind(alias);
     shop.picture("gallery/owl/new.png", 99);
@@ -984,7 +1027,7 @@ fn an_api_key_is_sent_and_never_shown() {
             );
         }
     });
-    let shop = drawn(&alias(), "");
+    let shop = drawn(Node::shared(), &alias(), "");
     let key = "dGhlOnNlY3JldC1rZXk=";
     let said = said(
         std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
@@ -1078,7 +1121,7 @@ fn ctrl_c_while_the_index_is_measured_removes_it() {
 #[test]
 fn hits_have_the_labels_that_the_index_has() {
     let alias = alias();
-    let shop = drawn(&alias, "");
+    let shop = drawn(Node::shared(), &alias, "");
     shop.imagedex("run").exits(0);
     // The picture leaves the table, and not the index that users search.
     std::fs::remove_file(shop.path("gallery/dog/1.png")).expect("removed");

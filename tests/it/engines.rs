@@ -1,6 +1,5 @@
 //! One contract, run against every engine; then `flat` against a brute force written down in five lines.
 
-use imagedex::engines::elastic::{Address, ElasticConfig};
 use imagedex::engines::faiss::FaissConfig;
 use imagedex::engines::flat::Flat;
 use imagedex::engines::hnsw::{Hnsw, HnswConfig, Storage};
@@ -11,6 +10,7 @@ use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::scan::Split;
 
+use crate::elastic;
 use crate::es_node::Node;
 
 /// Every engine that runs inside this process, with the card of a model whose numbers are never negative.
@@ -30,8 +30,16 @@ fn engines() -> Vec<Box<dyn VectorIndex>> {
 
 #[test]
 fn elasticsearch_keeps_the_contract() {
-    let url = Address::try_from(Node::shared().url()).expect("an address");
-    let config = ElasticConfig { url: Some(url), alias: "contract".to_owned(), ..ElasticConfig::default() };
+    a_server_keeps_the_contract(Node::shared());
+}
+
+#[test]
+fn opensearch_keeps_the_contract() {
+    a_server_keeps_the_contract(Node::shared_opensearch());
+}
+
+fn a_server_keeps_the_contract(node: &Node) {
+    let config = elastic::config_of(node, "contract");
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
     let config = EngineConfig::Elasticsearch(Box::new(config));
     keeps_the_contract(engines::open(&config, true, runtime.handle()).expect("opens").as_mut());

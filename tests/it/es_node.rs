@@ -1,4 +1,4 @@
-//! A real Elasticsearch for tests (`tests/es-node`): on loopback, on free ports, in a temporary folder. It ends with the test that
+//! A real Elasticsearch (`tests/es-node`) or OpenSearch (`tests/opensearch-node`) for tests: on loopback, on free ports, in a temporary folder. It ends with the test that
 //! owns it, or with the test program, however that ends.
 
 use std::io::{Read, Write};
@@ -14,6 +14,7 @@ use elasticsearch::cert::{Certificate, CertificateValidation};
 use elasticsearch::http::Method;
 use elasticsearch::http::headers::HeaderMap;
 use elasticsearch::http::transport::{SingleNodeConnectionPool, TransportBuilder};
+use imagedex::engines::elastic::Product;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -29,6 +30,7 @@ pub const READER: User = ("reader", "reader-password");
 
 /// One server.
 pub struct Node {
+    product: Product,
     folder: TempDir,
     port: u16,
     settings: Vec<String>,
@@ -44,9 +46,20 @@ impl Node {
         SHARED.get_or_init(|| Node::start(&[]))
     }
 
+    /// The same of OpenSearch.
+    pub fn shared_opensearch() -> &'static Node {
+        static SHARED: OnceLock<Node> = OnceLock::new();
+        SHARED.get_or_init(|| Node::opensearch(&[]))
+    }
+
+    /// An OpenSearch of one's own.
+    pub fn opensearch(settings: &[&str]) -> Node {
+        Node::prepared(Product::OpenSearch, settings, |_| {})
+    }
+
     /// A server of one's own, with settings such as `indexing_pressure.memory.limit=1mb`.
     pub fn start(settings: &[&str]) -> Node {
-        Node::prepared(settings, |_| {})
+        Node::prepared(Product::Elasticsearch, settings, |_| {})
     }
 
     /// A server of one's own that speaks TLS and knows two users, [`ADMIN`] and [`READER`].
@@ -57,35 +70,39 @@ impl Node {
             "xpack.security.http.ssl.key=node.key",
             "xpack.security.http.ssl.certificate=node.pem",
         ];
-        Node::prepared(&settings, |config| {
+        Node::prepared(Product::Elasticsearch, &settings, |config| {
             let mut script = Command::new("bash");
-            script.arg(root().join("tests/es-node/secure.sh")).arg(home()).arg(config);
+            script.arg(root().join("tests/es-node/secure.sh")).arg(home(Product::Elasticsearch)).arg(config);
             let said = script.args([ADMIN.0, ADMIN.1, READER.0, READER.1]).output().expect("bash starts");
             assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
         })
     }
 
     /// A server whose configuration folder is filled by `prepare` before it starts.
-    pub fn prepared(settings: &[&str], prepare: impl Fn(&Path)) -> Node {
+    pub fn prepared(product: Product, settings: &[&str], prepare: impl Fn(&Path)) -> Node {
         let mut last = String::new();
         for _ in 0..5 {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let config = folder.path().join("config");
-            let copied = Command::new("cp").arg("-r").arg(home().join("config")).arg(&config).status();
+            let copied = Command::new("cp").arg("-r").arg(home(product).join("config")).arg(&config).status();
             assert!(copied.expect("cp starts").success());
             prepare(&config);
             let settings: Vec<String> = settings.iter().map(|text| (*text).to_owned()).collect();
             let port = free_ports();
-            let (process, watchdog) = spawn(&folder, port, &settings);
-            let mut node = Node { folder, port, settings, process, watchdog: Some(watchdog) };
+            let (process, watchdog) = spawn(product, &folder, port, &settings);
+            let mut node = Node { product, folder, port, settings, process, watchdog: Some(watchdog) };
             match node.wait() {
                 Ok(()) => return node,
                 // Another program may take a port between our look and the server's start.
                 Err(log) if log.contains("Failed to bind") => last = log,
-                Err(log) => panic!("Elasticsearch did not start:\n{log}"),
+                Err(log) => panic!("{product} did not start:\n{log}"),
             }
         }
-        panic!("Elasticsearch found no free port:\n{last}");
+        panic!("{product} found no free port:\n{last}");
+    }
+
+    pub fn product(&self) -> Product {
+        self.product
     }
 
     pub fn url(&self) -> String {
@@ -118,9 +135,9 @@ impl Node {
 
     /// Starts it again on the same port, with the same data.
     pub fn restart(&mut self) {
-        let (process, watchdog) = spawn(&self.folder, self.port, &self.settings);
+        let (process, watchdog) = spawn(self.product, &self.folder, self.port, &self.settings);
         (self.process, self.watchdog) = (process, Some(watchdog));
-        self.wait().unwrap_or_else(|log| panic!("Elasticsearch did not start again:\n{log}"));
+        self.wait().unwrap_or_else(|log| panic!("{} did not start again:\n{log}", self.product));
     }
 
     /// Waits until it has found its indices; its log where it does not.
@@ -271,21 +288,30 @@ impl Drop for Node {
     }
 }
 
-/// Where `make setup-es` put the server.
-fn home() -> PathBuf {
-    let home = cache().join("es-node/home");
-    assert!(home.is_dir(), "{} is missing: run `make setup-es`", home.display());
+/// What belongs to a server: its folder in `tests` and in the cache, and what sets it up.
+fn kit(product: Product) -> (&'static str, &'static str) {
+    match product {
+        Product::Elasticsearch => ("es-node", "make setup-es"),
+        Product::OpenSearch => ("opensearch-node", "make setup-opensearch"),
+    }
+}
+
+/// Where set-up put the server.
+fn home(product: Product) -> PathBuf {
+    let (folder, setup) = kit(product);
+    let home = cache().join(folder).join("home");
+    assert!(home.is_dir(), "{} is missing: run `{setup}`", home.display());
     home
 }
 
 /// Starts the server, and beside it a watchdog that ends it and removes its folder once we let go of the watchdog's input: by
 /// dropping the node, or by ending in any way. A parent-death signal would do neither: it belongs to the thread that spawned the
 /// server, which is one test's, and it is lost where root becomes `nobody`.
-fn spawn(folder: &TempDir, port: u16, settings: &[String]) -> (Child, Child) {
+fn spawn(product: Product, folder: &TempDir, port: u16, settings: &[String]) -> (Child, Child) {
     let log = std::fs::File::create(folder.path().join("log")).expect("writable");
     let server = Command::new("bash")
-        .arg(root().join("tests/es-node/run.sh"))
-        .arg(home())
+        .arg(root().join("tests").join(kit(product).0).join("run.sh"))
+        .arg(home(product))
         .arg(port.to_string())
         .arg(folder.path())
         .args(settings)
@@ -344,6 +370,29 @@ fn it_is_the_real_thing_and_scores_by_script() {
 }
 
 #[test]
+fn opensearch_is_the_real_thing_with_scripts_and_graphs() {
+    let node = Node::shared_opensearch();
+    let version = &node.ask("GET", "/", None)["version"];
+    assert_eq!((&version["distribution"], &version["number"]), (&"opensearch".into(), &"2.19.1".into()));
+    let method = serde_json::json!({ "name": "hnsw", "engine": "lucene", "space_type": "cosinesimil" });
+    let vector = serde_json::json!({ "v": { "type": "knn_vector", "dimension": 2, "method": method } });
+    let index =
+        serde_json::json!({ "settings": { "index.knn": true }, "mappings": { "properties": vector } });
+    node.ask("PUT", "/node-scores", Some(index));
+    node.ask("PUT", "/node-scores/_doc/1?refresh=true", Some(serde_json::json!({ "v": [3.0, 4.0] })));
+    let source = "cosineSimilarity(params.q, doc['v']) + 1.0";
+    let script = serde_json::json!({ "source": source, "params": { "q": [4.0, 3.0] } });
+    let exact = serde_json::json!({ "script_score": { "query": { "match_all": {} }, "script": script } });
+    let graph = serde_json::json!({ "knn": { "v": { "vector": [4.0, 3.0], "k": 1 } } });
+    for (query, expected) in [(exact, 1.96), (graph, 0.98)] {
+        let query = serde_json::json!({ "query": query });
+        let found = node.ask("POST", "/node-scores/_search", Some(query));
+        let score = found["hits"]["hits"][0]["_score"].as_f64().expect("a score");
+        assert!((score - expected).abs() < 1e-6, "{score} {expected}");
+    }
+}
+
+#[test]
 fn it_keeps_its_documents_through_kill_9() {
     let mut node = Node::start(&[]);
     let url = node.url();
@@ -373,7 +422,7 @@ fn it_asks_who_is_there_and_what_they_may_do() {
 fn it_ends_when_its_owner_is_killed() {
     // The owner is a shell, which stands for a test program: it holds the watchdog's input, and dies by signal 9.
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (mut server, mut watchdog) = spawn(&folder, free_ports(), &[]);
+    let (mut server, mut watchdog) = spawn(Product::Elasticsearch, &folder, free_ports(), &[]);
     let input = watchdog.stdin.take().expect("its input");
     let mut owner =
         Command::new("sleep").arg("1000").stdout(Stdio::from(input)).spawn().expect("sleep starts");

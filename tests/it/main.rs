@@ -15,6 +15,7 @@ mod gate;
 mod golden_features;
 mod html;
 mod models;
+mod opensearch;
 mod outputs;
 mod parity;
 mod quickstart;

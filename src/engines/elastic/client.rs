@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use super::config::ElasticConfig;
+use super::product::Product;
 use super::retry::{self, ServerError, Verdict};
 use crate::engines::EngineError;
 use crate::interrupt;
@@ -22,6 +23,7 @@ use crate::interrupt;
 /// A connection to one cluster. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
+    product: Product,
     transport: Transport,
     handle: Handle,
     /// For messages; without credentials.
@@ -32,6 +34,7 @@ pub struct Client {
 /// What came back.
 #[derive(Debug)]
 pub struct Reply {
+    product: Product,
     pub status: u16,
     pub body: Bytes,
 }
@@ -41,8 +44,14 @@ impl Reply {
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, EngineError> {
         let shown = || String::from_utf8_lossy(&self.body[..self.body.len().min(200)]).into_owned();
         serde_json::from_slice(&self.body).map_err(|error| {
-            failed(format!("its answer is not what Elasticsearch answers ({error}): {}", shown()))
+            let reason = format!("its answer is not what {} answers ({error}): {}", self.product, shown());
+            failed(self.product, reason)
         })
+    }
+
+    /// What the whole answer means.
+    pub fn verdict(&self) -> Verdict {
+        retry::request(self.product, self.status, self.error().as_ref())
     }
 
     /// The body's `error`, where there is one.
@@ -60,14 +69,15 @@ impl Reply {
 pub struct NoAnswer(pub String);
 
 /// An error of this engine.
-pub fn failed(reason: impl Into<String>) -> EngineError {
-    EngineError::Failed { engine: super::NAME.to_owned(), reason: reason.into() }
+pub fn failed(product: Product, reason: impl Into<String>) -> EngineError {
+    EngineError::Failed { engine: product.engine().to_owned(), reason: reason.into() }
 }
 
 impl Client {
     /// Makes a client; nothing is sent yet. Secrets come from the environment.
     pub fn open(config: &ElasticConfig, handle: &Handle) -> Result<Client, EngineError> {
         let usage = |reason: String| EngineError::Usage(reason);
+        let product = config.product;
         let url = match (&config.url, &config.cloud_id) {
             (Some(address), _) => address.url().clone(),
             // The identifier holds no secret, but the crate's error may repeat what was given in its place.
@@ -78,7 +88,7 @@ impl Client {
                     })?
                     .url
             }
-            (None, None) => Url::parse("http://localhost:9200").map_err(|error| failed(error.to_string()))?,
+            (None, None) => Url::parse("http://localhost:9200").map_err(|error| failed(product, error.to_string()))?,
         };
         let address = url.to_string();
         let is_https = url.scheme() == "https";
@@ -89,7 +99,7 @@ impl Client {
         }
         if let Some(path) = &config.ca {
             let unusable =
-                |reason: String| usage(format!("load.elasticsearch.ca {}: {reason}", path.display()));
+                |reason: String| usage(format!("{} {}: {reason}", product.key("ca"), path.display()));
             let pem = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
             let chain = Certificate::from_pem(&pem).map_err(|error| unusable(error.to_string()))?;
             if !is_https {
@@ -98,14 +108,26 @@ impl Client {
             builder = builder.cert_validation(CertificateValidation::Full(chain));
         } else if !config.verify_certificates {
             tracing::warn!(
-                "load.elasticsearch.verify_certificates is false: anyone between here and {address} can read along"
+                "{} is false: anyone between here and {address} can read along",
+                product.key("verify_certificates")
             );
             builder = builder.cert_validation(CertificateValidation::None);
         }
-        let transport =
-            builder.build().map_err(|error| failed(format!("cannot make a client: {}", chain(&error))))?;
+        let transport = builder
+            .build()
+            .map_err(|error| failed(product, format!("cannot make a client: {}", chain(&error))))?;
         let give_up = Duration::from_secs(config.give_up_seconds);
-        Ok(Client { transport, handle: handle.clone(), address, give_up })
+        Ok(Client { product, transport, handle: handle.clone(), address, give_up })
+    }
+
+    /// The server that it was made for.
+    pub fn product(&self) -> Product {
+        self.product
+    }
+
+    /// An error of this engine.
+    pub fn failed(&self, reason: impl Into<String>) -> EngineError {
+        failed(self.product, reason)
     }
 
     /// Where it connects to, without credentials.
@@ -128,7 +150,8 @@ impl Client {
         let sent = async {
             let response = self.transport.send(method, path, headers, None::<&()>, body, None).await?;
             let status = response.status_code().as_u16();
-            Ok::<_, elasticsearch::Error>(Reply { status, body: response.bytes().await? })
+            let product = self.product;
+            Ok::<_, elasticsearch::Error>(Reply { product, status, body: response.bytes().await? })
         };
         self.handle.block_on(sent).map_err(|error| NoAnswer(self.unreachable(&error)))
     }
@@ -146,9 +169,9 @@ impl Client {
         let mut attempt = 0;
         loop {
             let reason = match self.once(method, path, kind, body.clone()) {
-                Ok(reply) => match retry::request(reply.status, reply.error().as_ref()) {
+                Ok(reply) => match reply.verdict() {
                     Verdict::Retry(reason) => reason,
-                    Verdict::Stop(reason) => return Err(failed(format!("{}: {reason}", self.address))),
+                    Verdict::Stop(reason) => return Err(self.failed(format!("{}: {reason}", self.address))),
                     Verdict::Done | Verdict::Reject(_) => return Ok(reply),
                 },
                 Err(NoAnswer(reason)) => reason,
@@ -166,10 +189,10 @@ impl Client {
         body: Option<Value>,
     ) -> Result<T, EngineError> {
         let reply = self.answer(method, path, Kind::Json, body.map(|body| Bytes::from(body.to_string())))?;
-        match retry::request(reply.status, reply.error().as_ref()) {
+        match reply.verdict() {
             Verdict::Done => reply.parse(),
             Verdict::Reject(reason) | Verdict::Retry(reason) | Verdict::Stop(reason) => {
-                Err(failed(format!("{} {path} was refused: {reason}", name(method))))
+                Err(self.failed(format!("{} {path} was refused: {reason}", name(method))))
             }
         }
     }
@@ -177,11 +200,11 @@ impl Client {
     /// The same where 404 means that there is none.
     pub fn find<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, EngineError> {
         let reply = self.answer(Method::Get, path, Kind::Json, None)?;
-        match retry::request(reply.status, reply.error().as_ref()) {
+        match reply.verdict() {
             Verdict::Done => reply.parse().map(Some),
             _ if reply.status == 404 => Ok(None),
             Verdict::Reject(reason) | Verdict::Retry(reason) | Verdict::Stop(reason) => {
-                Err(failed(format!("GET {path} was refused: {reason}")))
+                Err(self.failed(format!("GET {path} was refused: {reason}")))
             }
         }
     }
@@ -190,8 +213,9 @@ impl Client {
     pub fn wait(&self, attempt: u32, since: Instant, reason: &str) -> Result<(), EngineError> {
         if since.elapsed() >= self.give_up {
             let seconds = self.give_up.as_secs();
-            return Err(failed(format!(
-                "given up after {seconds} s without progress (load.elasticsearch.give_up_seconds): {reason}"
+            return Err(self.failed(format!(
+                "given up after {seconds} s without progress ({}): {reason}",
+                self.product.key("give_up_seconds")
             )));
         }
         if attempt == 1 {
@@ -211,14 +235,14 @@ impl Client {
 
     fn unreachable(&self, error: &elasticsearch::Error) -> String {
         let reason = if error.is_timeout() {
-            "no answer in load.elasticsearch.timeout_seconds".to_owned()
+            format!("no answer in {}", self.product.key("timeout_seconds"))
         } else {
             chain(error)
         };
         let remedy = if reason.contains("certificate") || reason.contains("UnknownIssuer") {
-            "; name the authority that signed the server's certificate in load.elasticsearch.ca"
+            format!("; name the authority that signed the server's certificate in {}", self.product.key("ca"))
         } else {
-            ""
+            String::new()
         };
         format!("{} does not answer: {reason}{remedy}", self.address)
     }
@@ -251,13 +275,16 @@ fn chain(error: &dyn std::error::Error) -> String {
     innermost.to_string()
 }
 
-/// Who we are: an API key, else a user with a password, else nobody.
+/// Who we are: an API key (of Elasticsearch), else a user with a password, else nobody.
 fn credentials(
     config: &ElasticConfig,
     environment: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Option<Credentials>, EngineError> {
     let secret = |name: &str| environment(name).filter(|value| !value.is_empty());
-    if let Some(key) = secret("ELASTIC_API_KEY") {
+    let product = config.product;
+    if product == Product::Elasticsearch
+        && let Some(key) = secret("ELASTIC_API_KEY")
+    {
         if !key.bytes().all(|byte| byte.is_ascii_graphic()) {
             let reason = "ELASTIC_API_KEY holds spaces or characters that no API key has; paste it again";
             return Err(EngineError::Usage(reason.to_owned()));
@@ -267,13 +294,14 @@ fn credentials(
             None => Credentials::EncodedApiKey(key),
         }));
     }
-    match (&config.user, secret("ELASTIC_PASSWORD")) {
+    let [_, _, variable] = product.variables();
+    match (&config.user, secret(variable)) {
         (Some(user), Some(password)) => Ok(Some(Credentials::Basic(user.clone(), password))),
         (Some(user), None) => {
-            let reason = format!("load.elasticsearch.user is {user}, but ELASTIC_PASSWORD is not set");
+            let reason = format!("{} is {user}, but {variable} is not set", product.key("user"));
             Err(EngineError::Usage(reason))
         }
-        (None, Some(password)) => Ok(Some(Credentials::Basic("elastic".to_owned(), password))),
+        (None, Some(password)) => Ok(Some(Credentials::Basic(product.administrator().to_owned(), password))),
         (None, None) => Ok(None),
     }
 }
@@ -302,6 +330,18 @@ mod tests {
         let password = [("ELASTIC_PASSWORD", "p")];
         assert!(matches!(found(None, &password), Ok(Some(Credentials::Basic(user, _))) if user == "elastic"));
         assert!(matches!(found(None, &[]), Ok(None)));
+    }
+
+    #[test]
+    fn each_product_has_its_own_password() {
+        let variables =
+            [("ELASTIC_API_KEY", "abc=="), ("ELASTIC_PASSWORD", "e"), ("OPENSEARCH_PASSWORD", "o")];
+        let config = ElasticConfig { product: Product::OpenSearch, ..ElasticConfig::default() };
+        let found = credentials(&config, &|name| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        });
+        let Ok(Some(Credentials::Basic(user, password))) = found else { panic!("a user") };
+        assert_eq!((user.as_str(), password.as_str()), ("admin", "o"));
     }
 
     #[test]

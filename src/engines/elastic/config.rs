@@ -1,4 +1,4 @@
-//! `[load.elasticsearch]` of a pipeline file.
+//! `[load.elasticsearch]` and `[load.opensearch]` of a pipeline file: the same fields, but for what one of the servers lacks.
 //!
 //! No secret is in here: passwords and API keys come from the environment alone, at the moment a connection is made.
 
@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+use super::product::Product;
 use crate::config::Budget;
 use crate::metric::Metric;
 
@@ -15,11 +16,16 @@ use crate::metric::Metric;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ElasticConfig {
-    /// The server. Environment: `ELASTICSEARCH_URL`, or `ES_HOST` and `ES_PORT`. Default: `http://localhost:9200`.
+    /// Which server it is: the section's name says so.
+    #[serde(skip)]
+    pub product: Product,
+    /// The server. Environment: `ELASTICSEARCH_URL`, or `ES_HOST` and `ES_PORT`; `OPENSEARCH_URL`. Default:
+    /// `http://localhost:9200`.
     pub url: Option<Address>,
-    /// Elastic Cloud's identifier, in place of a URL. Environment: `ELASTIC_CLOUD_ID`.
+    /// Elastic Cloud's identifier, in place of a URL. Environment: `ELASTIC_CLOUD_ID`. Not of OpenSearch.
     pub cloud_id: Option<String>,
-    /// Whose password is in `ELASTIC_PASSWORD`. Environment: `ELASTIC_USERNAME`. `ELASTIC_API_KEY` goes before both.
+    /// Whose password is in `ELASTIC_PASSWORD` or `OPENSEARCH_PASSWORD`. Environment: `ELASTIC_USERNAME` or
+    /// `OPENSEARCH_USERNAME`. For Elasticsearch `ELASTIC_API_KEY` goes before both.
     pub user: Option<String>,
     /// PEM file with the certificate authority that signed the server's certificate.
     pub ca: Option<PathBuf>,
@@ -33,9 +39,9 @@ pub struct ElasticConfig {
     pub replicas: Option<u32>,
     /// `refresh_interval` once it is loaded; without it the server's default.
     pub refresh_interval: Option<String>,
-    /// A second vector field, for approximate search.
+    /// Approximate search: in Elasticsearch by a second vector field, in OpenSearch by a graph on the one.
     pub knn: Option<KnnConfig>,
-    /// Whether to store the non-zero dimensions in a `sparse_vector` field too, searched by dot product.
+    /// Whether to store the non-zero dimensions in a `sparse_vector` field too, searched by dot product. Not of OpenSearch.
     pub sparse: bool,
     /// How vectors are sent.
     pub encoding: Encoding,
@@ -61,6 +67,7 @@ pub struct ElasticConfig {
 impl Default for ElasticConfig {
     fn default() -> ElasticConfig {
         ElasticConfig {
+            product: Product::Elasticsearch,
             url: None,
             cloud_id: None,
             user: None,
@@ -87,63 +94,98 @@ impl Default for ElasticConfig {
 
 impl ElasticConfig {
     /// What is wrong with the values, as the key and the reason.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
-        check_name(&self.alias).map_err(|reason| ("load.elasticsearch.alias", reason))?;
-        for (key, value, most) in [
-            ("load.elasticsearch.shards", self.shards as usize, 1024),
-            ("load.elasticsearch.senders", self.senders, 64),
-            ("load.elasticsearch.max_bulk_mb", self.max_bulk_mb, 95),
-            ("load.elasticsearch.timeout_seconds", self.timeout_seconds as usize, 3600),
+    pub fn check(&self) -> Result<(), (String, String)> {
+        self.find_fault().map_or(Ok(()), |(field, reason)| Err((self.product.key(field), reason)))
+    }
+
+    fn find_fault(&self) -> Option<(&'static str, String)> {
+        if let Err(reason) = check_name(&self.alias) {
+            return Some(("alias", reason));
+        }
+        for (field, value, most) in [
+            ("shards", self.shards as usize, 1024),
+            ("senders", self.senders, 64),
+            ("max_bulk_mb", self.max_bulk_mb, 95),
+            ("timeout_seconds", self.timeout_seconds as usize, 3600),
         ] {
             if value == 0 || value > most {
-                return Err((key, format!("{value} is not between 1 and {most}")));
+                return Some((field, format!("{value} is not between 1 and {most}")));
             }
         }
         if self.url.is_some() && self.cloud_id.is_some() {
-            return Err((
-                "load.elasticsearch.cloud_id",
-                "is set beside a url; which one is meant?".to_owned(),
-            ));
+            return Some(("cloud_id", "is set beside a url; which one is meant?".to_owned()));
         }
         if let Some(knn) = &self.knn {
-            let beyond = "load.elasticsearch.knn.num_candidates";
             if !(1..=10_000).contains(&knn.num_candidates) {
-                return Err((beyond, format!("{} is not between 1 and 10000", knn.num_candidates)));
+                let reason = format!("{} is not between 1 and 10000", knn.num_candidates);
+                return Some(("knn.num_candidates", reason));
             }
             if knn.metric == Metric::L1 {
-                let reason = "Elasticsearch has no approximate search by l1; the exact arm has it".to_owned();
-                return Err(("load.elasticsearch.knn.metric", reason));
+                let reason =
+                    format!("{} has no approximate search by l1; the exact arm has it", self.product);
+                return Some(("knn.metric", reason));
             }
         }
-        Ok(())
+        match self.product {
+            Product::Elasticsearch => None,
+            Product::OpenSearch => self.find_what_opensearch_lacks(),
+        }
+    }
+
+    fn find_what_opensearch_lacks(&self) -> Option<(&'static str, String)> {
+        if self.cloud_id.is_some() {
+            return Some(("cloud_id", "is Elastic Cloud's; set url for OpenSearch".to_owned()));
+        }
+        if self.sparse {
+            let reason = "OpenSearch has no sparse_vector field; the exact arm has the dot product";
+            return Some(("sparse", reason.to_owned()));
+        }
+        if self.encoding == Encoding::Base64 {
+            return Some(("encoding", "OpenSearch takes vectors as arrays alone".to_owned()));
+        }
+        let options = self.knn.as_ref()?.options(self.product);
+        let reason =
+            format!("`{options}` is not there in OpenSearch, whose graph is `hnsw`, of vectors as they are");
+        (options != "hnsw").then_some(("knn.index_options", reason))
     }
 }
 
-/// Approximate search: a field `embedding_knn`, indexed.
+/// Approximate search.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KnnConfig {
-    /// `hnsw`, `int8_hnsw`, `int4_hnsw`, `bbq_hnsw`, `flat`, `int8_flat`, `int4_flat`, `bbq_flat`: what the server takes.
-    pub index_options: String,
+    /// `hnsw`, `int8_hnsw`, `int4_hnsw`, `bbq_hnsw`, `flat`, `int8_flat`, `int4_flat`, `bbq_flat`: what the server takes. Without
+    /// it `int8_hnsw`; in OpenSearch `hnsw`, the only one.
+    pub index_options: Option<String>,
     /// The field's similarity: `cosine`, `l2`, or `dot_product` (of vectors of any length).
     pub metric: Metric,
     /// Neighbours of a node; the server's default where it is not set.
     pub m: Option<u32>,
     /// Candidates while the graph is built; the server's default where it is not set.
     pub ef_construction: Option<u32>,
-    /// Candidates looked at on each shard by a search.
+    /// Candidates looked at on each shard by a search; OpenSearch's `ef_search`.
     pub num_candidates: usize,
 }
 
 impl Default for KnnConfig {
     fn default() -> KnnConfig {
         KnnConfig {
-            index_options: "int8_hnsw".to_owned(),
+            index_options: None,
             metric: Metric::Cosine,
             m: None,
             ef_construction: None,
             num_candidates: 100,
         }
+    }
+}
+
+impl KnnConfig {
+    /// `index_options` as the server is told.
+    pub fn options(&self, product: Product) -> &str {
+        self.index_options.as_deref().unwrap_or(match product {
+            Product::Elasticsearch => "int8_hnsw",
+            Product::OpenSearch => "hnsw",
+        })
     }
 }
 
@@ -204,16 +246,13 @@ impl TryFrom<String> for Address {
 
     fn try_from(text: String) -> Result<Address, String> {
         // The text is not repeated: it may hold a password.
-        let url =
-            Url::parse(&text).map_err(|error| format!("the URL of Elasticsearch is not one: {error}"))?;
+        let url = Url::parse(&text).map_err(|error| format!("the URL of the server is not one: {error}"))?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-            return Err(
-                "the URL of Elasticsearch begins with http:// or https:// and names a host".to_owned()
-            );
+            return Err("the URL of the server begins with http:// or https:// and names a host".to_owned());
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("the URL of Elasticsearch holds a user or password, which others could read; \
-                        set load.elasticsearch.user and the environment variable ELASTIC_PASSWORD instead"
+            return Err("the URL of the server holds a user or password, which others could read; set `user` beside it, and the \
+                        environment variable ELASTIC_PASSWORD (of OpenSearch: OPENSEARCH_PASSWORD) instead"
                 .to_owned());
         }
         Ok(Address(url))
@@ -226,23 +265,28 @@ impl fmt::Debug for Address {
     }
 }
 
-/// The variables by which other programs, too, are told where Elasticsearch is: variable, field of [`ElasticConfig`], value.
+/// The variables by which other programs, too, are told where the server is: variable, field of [`ElasticConfig`], value.
 /// Secrets are not among them: they never become part of a configuration.
-pub fn environment(variable: &dyn Fn(&str) -> Option<String>) -> Vec<(&'static str, &'static str, String)> {
+pub fn environment(
+    product: Product,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Vec<(&'static str, &'static str, String)> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let cloud = set("ELASTIC_CLOUD_ID").map(|id| ("ELASTIC_CLOUD_ID", "cloud_id", id));
+    let is_elastic = product == Product::Elasticsearch;
+    let cloud = set("ELASTIC_CLOUD_ID").filter(|_| is_elastic).map(|id| ("ELASTIC_CLOUD_ID", "cloud_id", id));
     let host = || {
-        let host = set("ES_HOST").filter(|_| cloud.is_none())?;
+        let host = set("ES_HOST").filter(|_| is_elastic && cloud.is_none())?;
         let scheme = if host.contains("://") { "" } else { "http://" };
         let port = set("ES_PORT").unwrap_or_else(|| "9200".to_owned());
         Some(("ES_HOST", "url", format!("{scheme}{host}:{port}")))
     };
-    let url = set("ELASTICSEARCH_URL").map(|url| ("ELASTICSEARCH_URL", "url", url)).or_else(host);
-    let user = set("ELASTIC_USERNAME").map(|user| ("ELASTIC_USERNAME", "user", user));
+    let [url, user, _] = product.variables();
+    let url = set(url).map(|value| (url, "url", value)).or_else(host);
+    let user = set(user).map(|value| (user, "user", value));
     url.into_iter().chain(cloud).chain(user).collect()
 }
 
-/// Elasticsearch's rules for names of indices and aliases, with room for what is appended to an alias.
+/// The servers' rules for names of indices and aliases, with room for what is appended to an alias.
 pub fn check_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 200 || !name.chars().all(allowed) || name.starts_with(['-', '_', '.'])
@@ -272,11 +316,12 @@ mod tests {
 
     #[test]
     fn the_environment_says_where_the_server_is() {
-        let found = |variables: &[(&str, &str)]| {
-            environment(&|name| {
+        let of = |product, variables: &[(&str, &str)]| {
+            environment(product, &|name| {
                 variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
             })
         };
+        let found = |variables: &[(&str, &str)]| of(Product::Elasticsearch, variables);
         let url = |variables: &[(&str, &str)]| found(variables).first().map(|(_, _, value)| value.clone());
         assert_eq!(url(&[("ES_HOST", "node"), ("ES_PORT", "9201")]).as_deref(), Some("http://node:9201"));
         assert_eq!(url(&[("ES_HOST", "https://node")]).as_deref(), Some("https://node:9200"));
@@ -284,6 +329,43 @@ mod tests {
         assert_eq!(url(&both).as_deref(), Some("https://other"));
         assert_eq!(found(&[("ELASTIC_CLOUD_ID", "a:b"), ("ES_HOST", "node")]).len(), 1);
         assert!(found(&[("ELASTICSEARCH_URL", "")]).is_empty());
+        let both = [("ES_HOST", "node"), ("OPENSEARCH_URL", "https://other"), ("OPENSEARCH_USERNAME", "me")];
+        let expected = [("OPENSEARCH_URL", "url", "https://other"), ("OPENSEARCH_USERNAME", "user", "me")];
+        let expected = expected.map(|(variable, field, value)| (variable, field, value.to_owned()));
+        assert_eq!(of(Product::OpenSearch, &both), expected);
+        assert_eq!(url(&both).as_deref(), Some("http://node:9200"));
+    }
+
+    #[test]
+    fn what_opensearch_lacks_is_refused_by_its_own_key() {
+        let fault = |config: ElasticConfig| {
+            let config = ElasticConfig { alias: "a".to_owned(), product: Product::OpenSearch, ..config };
+            config.check().err().map(|(key, _)| key)
+        };
+        let knn = |index_options: Option<&str>| {
+            let index_options = index_options.map(str::to_owned);
+            ElasticConfig {
+                knn: Some(KnnConfig { index_options, ..KnnConfig::default() }),
+                ..ElasticConfig::default()
+            }
+        };
+        for (config, key) in [
+            (ElasticConfig { sparse: true, ..ElasticConfig::default() }, Some("load.opensearch.sparse")),
+            (
+                ElasticConfig { encoding: Encoding::Base64, ..ElasticConfig::default() },
+                Some("load.opensearch.encoding"),
+            ),
+            (
+                ElasticConfig { cloud_id: Some("a:b".to_owned()), ..ElasticConfig::default() },
+                Some("load.opensearch.cloud_id"),
+            ),
+            (ElasticConfig { senders: 0, ..ElasticConfig::default() }, Some("load.opensearch.senders")),
+            (knn(Some("int8_hnsw")), Some("load.opensearch.knn.index_options")),
+            (knn(Some("hnsw")), None),
+            (knn(None), None),
+        ] {
+            assert_eq!(fault(config).as_deref(), key);
+        }
     }
 
     #[test]

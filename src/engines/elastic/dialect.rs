@@ -1,14 +1,21 @@
-//! What Elasticsearch is told, and how its scores are read: settings, mappings, queries. Pure.
+//! What the two servers are told, and how their scores are read: settings, mappings, queries. Pure.
+//!
+//! | | Elasticsearch | OpenSearch |
+//! |---|---|---|
+//! | exact arm | `dense_vector`, not indexed | `knn_vector` |
+//! | kNN arm | a second, indexed field; `knn` beside `query` | a graph on the same field; `knn` inside `query` |
+//! | scripts | `l1norm(params.q, 'f')` | `l1Norm(params.q, doc['f'])` |
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::bulk::{KNN_FIELD, SPARSE_FIELD};
 use super::config::{ElasticConfig, Encoding, KnnConfig, Layout};
+use super::product::Product;
 use crate::engines::{Filter, Query};
 use crate::metric::Metric;
 
-/// A server's version.
+/// A server's version. What it can is said of Elasticsearch; OpenSearch, whose versions are all lower, can none of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     pub major: u32,
@@ -61,16 +68,19 @@ pub fn loading_alias(index: &str) -> String {
 
 /// The body that creates an index, as it is while it is loaded: no refreshes, no replicas.
 pub fn create(config: &ElasticConfig, version: Version, name: &str, dim: usize, meta: &Value) -> Value {
+    let mut index = json!({
+        "number_of_shards": config.shards,
+        "number_of_replicas": 0,
+        "auto_expand_replicas": false,
+        "refresh_interval": "-1",
+    });
+    if config.product == Product::OpenSearch {
+        // Switched on, it would build a graph on every vector field, asked for or not.
+        index["knn"] = json!(config.knn.is_some());
+    }
     json!({
         "aliases": { loading_alias(name): {} },
-        "settings": {
-            "index": {
-                "number_of_shards": config.shards,
-                "number_of_replicas": 0,
-                "auto_expand_replicas": false,
-                "refresh_interval": "-1",
-            }
-        },
+        "settings": { "index": index },
         "mappings": {
             "dynamic": "strict",
             "_meta": { "imagedex": meta },
@@ -80,10 +90,10 @@ pub fn create(config: &ElasticConfig, version: Version, name: &str, dim: usize, 
 }
 
 fn properties(config: &ElasticConfig, version: Version, dim: usize) -> Value {
-    let exact = json!({ "type": "dense_vector", "dims": dim, "index": false });
+    let vector = vector_field(config, dim);
     match config.layout {
         Layout::Original => {
-            return json!({ "name": { "type": "keyword" }, "id": { "type": "long" }, "image_vector": exact });
+            return json!({ "name": { "type": "keyword" }, "id": { "type": "long" }, "image_vector": vector });
         }
         Layout::Imagedex => {}
     }
@@ -96,9 +106,9 @@ fn properties(config: &ElasticConfig, version: Version, dim: usize) -> Value {
         "height": { "type": "integer" },
         "format": { "type": "keyword" },
         "norm": { "type": "float" },
-        "embedding": exact,
+        "embedding": vector,
     });
-    if let Some(knn) = &config.knn {
+    if let Some(knn) = config.knn.as_ref().filter(|_| has_knn_field(config)) {
         properties[KNN_FIELD] = knn_field(knn, dim);
     }
     if config.sparse {
@@ -110,21 +120,65 @@ fn properties(config: &ElasticConfig, version: Version, dim: usize) -> Value {
     properties
 }
 
-fn knn_field(knn: &KnnConfig, dim: usize) -> Value {
-    let mut options = json!({ "type": knn.index_options });
-    for (key, value) in [("m", knn.m), ("ef_construction", knn.ef_construction)] {
-        if let Some(value) = value {
-            options[key] = json!(value);
+/// Whether the server can copy the index. OpenSearch 2 cannot where a `knn_vector` has no graph: the copy's shards are put nowhere
+/// (issue 2540 of its k-NN plugin).
+pub fn can_copy(config: &ElasticConfig) -> bool {
+    config.product == Product::Elasticsearch || config.knn.is_some()
+}
+
+/// Whether approximate search has a field of its own.
+pub fn has_knn_field(config: &ElasticConfig) -> bool {
+    config.product == Product::Elasticsearch && config.knn.is_some()
+}
+
+/// The field of the exact arm.
+fn vector_field(config: &ElasticConfig, dim: usize) -> Value {
+    match (config.product, &config.knn) {
+        (Product::Elasticsearch, _) => json!({ "type": "dense_vector", "dims": dim, "index": false }),
+        (Product::OpenSearch, None) => json!({ "type": "knn_vector", "dimension": dim }),
+        (Product::OpenSearch, Some(knn)) => {
+            let method = json!({
+                "name": knn.options(Product::OpenSearch),
+                "engine": "lucene",
+                "space_type": similarity(Product::OpenSearch, knn.metric),
+                "parameters": graph(knn),
+            });
+            json!({ "type": "knn_vector", "dimension": dim, "method": method })
         }
     }
-    let similarity = match knn.metric {
-        Metric::Cosine => "cosine",
-        Metric::L2 => "l2_norm",
-        // `dot_product` takes unit vectors alone; this one takes all, and ranks alike.
-        Metric::DotProduct => "max_inner_product",
-        Metric::L1 => unreachable!("refused when the configuration was read"),
-    };
+}
+
+/// Elasticsearch's field of the approximate arm.
+fn knn_field(knn: &KnnConfig, dim: usize) -> Value {
+    let mut options = graph(knn);
+    options["type"] = json!(knn.options(Product::Elasticsearch));
+    let similarity = similarity(Product::Elasticsearch, knn.metric);
     json!({ "type": "dense_vector", "dims": dim, "index": true, "similarity": similarity, "index_options": options })
+}
+
+/// The parameters of a graph that are not left to the server.
+fn graph(knn: &KnnConfig) -> Value {
+    let parameters = [("m", knn.m), ("ef_construction", knn.ef_construction)];
+    parameters
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value?)))
+        .map(|(key, value)| (key.to_owned(), json!(value)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// A metric as approximate search calls it.
+fn similarity(product: Product, metric: Metric) -> &'static str {
+    match (product, metric) {
+        (Product::Elasticsearch, Metric::Cosine) => "cosine",
+        (Product::Elasticsearch, Metric::L2) => "l2_norm",
+        // `dot_product` takes unit vectors alone; this one takes all, and ranks alike.
+        (Product::Elasticsearch, Metric::DotProduct) => "max_inner_product",
+        (Product::OpenSearch, Metric::Cosine) => "cosinesimil",
+        (Product::OpenSearch, Metric::L2) => "l2",
+        (Product::OpenSearch, Metric::DotProduct) => "innerproduct",
+        (_, Metric::L1) => unreachable!("refused when the configuration was read"),
+    }
 }
 
 /// The settings of an index that is loaded.
@@ -142,7 +196,7 @@ pub fn finished_settings(config: &ElasticConfig) -> Value {
 pub enum Arm {
     /// `script_score` over all documents.
     Exact,
-    /// The graph of `embedding_knn`.
+    /// The graph of `embedding_knn`, or in OpenSearch of `embedding`.
     Knn { metric: Metric, num_candidates: usize },
     /// The inverted index of `embedding_sparse`: dot products of weights kept to 9 bits.
     Sparse,
@@ -162,7 +216,7 @@ impl Arm {
         let score = f64::from(score);
         let raw = match (self, metric) {
             (Arm::Exact, _) => return score as f32,
-            // The server's formulas, turned round: (1 + cos) / 2, 1 / (1 + d²), and 1 + dot or 1 / (1 - dot) below 0.
+            // The servers' formulas, which are Lucene's, turned round: (1 + cos) / 2, 1 / (1 + d²), and 1 + dot or 1 / (1 - dot) below 0.
             (Arm::Knn { .. }, Metric::Cosine) => 2.0 * score - 1.0,
             (Arm::Knn { .. }, Metric::L2) => (1.0 / score - 1.0).max(0.0).sqrt(),
             (Arm::Knn { .. }, _) if score >= 1.0 => score - 1.0,
@@ -174,7 +228,14 @@ impl Arm {
 }
 
 /// The body of a search: hits by score descending, then id ascending; each hit's `sort` holds both, so no source is fetched.
-pub fn search(arm: &Arm, layout: Layout, query: &Query, filters: &[Filter], non_negative: bool) -> String {
+pub fn search(
+    product: Product,
+    arm: &Arm,
+    layout: Layout,
+    query: &Query,
+    filters: &[Filter],
+    non_negative: bool,
+) -> String {
     let k = query.k;
     // Vectors are written as text: as `f64` each number would take twice the digits, and say no more.
     let vector = serde_json::to_string(query.vector).unwrap_or_default();
@@ -188,7 +249,7 @@ pub fn search(arm: &Arm, layout: Layout, query: &Query, filters: &[Filter], non_
     };
     let wanted = match arm {
         Arm::Exact => {
-            let source = script(layout.vector(), query.metric, non_negative);
+            let source = script(product, layout.vector(), query.metric, non_negative);
             format!(
                 r#""query":{{"script_score":{{"query":{base},"script":{{"source":{},"params":{{"q":{vector}}}}}}}}}"#,
                 json!(source)
@@ -196,11 +257,21 @@ pub fn search(arm: &Arm, layout: Layout, query: &Query, filters: &[Filter], non_
         }
         Arm::Knn { num_candidates, .. } => {
             let candidates = (*num_candidates).max(k).min(MOST_HITS);
-            let filter = Value::from(filter);
-            format!(
-                r#""knn":{{"field":"{KNN_FIELD}","query_vector":{vector},"k":{},"num_candidates":{candidates},"filter":{filter}}}"#,
-                k.min(candidates)
-            )
+            let k = k.min(candidates);
+            match product {
+                Product::Elasticsearch => {
+                    let filter = Value::from(filter);
+                    format!(
+                        r#""knn":{{"field":"{KNN_FIELD}","query_vector":{vector},"k":{k},"num_candidates":{candidates},"filter":{filter}}}"#
+                    )
+                }
+                Product::OpenSearch => {
+                    let field = layout.vector();
+                    format!(
+                        r#""query":{{"knn":{{"{field}":{{"vector":{vector},"k":{k},"method_parameters":{{"ef_search":{candidates}}},"filter":{base}}}}}}}"#
+                    )
+                }
+            }
         }
         Arm::Sparse => {
             let weights = query.vector.iter().enumerate().filter(|(_, weight)| **weight >= f32::MIN_POSITIVE);
@@ -223,13 +294,23 @@ pub fn search(arm: &Arm, layout: Layout, query: &Query, filters: &[Filter], non_
 pub const MOST_HITS: usize = 10_000;
 
 /// The score of a document, as [`Metric::score`] has it. The vector is a parameter, so each of these texts is compiled once.
-pub fn script(field: &str, metric: Metric, non_negative: bool) -> String {
+pub fn script(product: Product, field: &str, metric: Metric, non_negative: bool) -> String {
+    let of = match product {
+        Product::Elasticsearch => format!("(params.q, '{field}')"),
+        Product::OpenSearch => format!("(params.q, doc['{field}'])"),
+    };
+    let (l1, l2, dot) = match product {
+        Product::Elasticsearch => (format!("l1norm{of}"), format!("l2norm{of}"), format!("dotProduct{of}")),
+        Product::OpenSearch => {
+            (format!("l1Norm{of}"), format!("Math.sqrt(l2Squared{of})"), format!("innerProduct{of}"))
+        }
+    };
     let score = match metric {
-        Metric::Cosine => format!("cosineSimilarity(params.q, '{field}') + 1.0"),
-        Metric::L1 => format!("1 / (1 + l1norm(params.q, '{field}'))"),
-        Metric::L2 => format!("1 / (1 + l2norm(params.q, '{field}'))"),
-        Metric::DotProduct if non_negative => format!("dotProduct(params.q, '{field}')"),
-        Metric::DotProduct => format!("sigmoid(1, Math.E, -dotProduct(params.q, '{field}'))"),
+        Metric::Cosine => format!("cosineSimilarity{of} + 1.0"),
+        Metric::L1 => format!("1 / (1 + {l1})"),
+        Metric::L2 => format!("1 / (1 + {l2})"),
+        Metric::DotProduct if non_negative => dot,
+        Metric::DotProduct => format!("sigmoid(1, Math.E, -{dot})"),
     };
     format!("doc['{field}'].size() == 0 ? 0 : {score}")
 }
@@ -278,10 +359,13 @@ mod tests {
         let vector = [0.5, 0.0, 0.25];
         let filters = [Filter { column: "label".to_owned(), value: "a\"b\n".to_owned() }];
         let knn = Arm::Knn { metric: Metric::Cosine, num_candidates: 50 };
-        for arm in [Arm::Exact, knn, Arm::Sparse] {
+        let [es, os] = Product::ALL;
+        for (product, arm) in
+            [(es, Arm::Exact), (es, knn.clone()), (es, Arm::Sparse), (os, Arm::Exact), (os, knn)]
+        {
             let query = Query { vector: &vector, k: 7, metric: Metric::DotProduct };
             for filters in [&filters[..], &[]] {
-                let body = search(&arm, Layout::Imagedex, &query, filters, true);
+                let body = search(product, &arm, Layout::Imagedex, &query, filters, true);
                 assert!(!body.contains('\n'), "msearch takes one line: {body}");
                 let body: Value = serde_json::from_str(&body).expect("JSON");
                 assert_eq!(body["sort"][1]["id"], "asc");

@@ -9,7 +9,7 @@ use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::client::{Client, Kind, Method, failed};
+use super::client::{Client, Kind, Method};
 use super::config::ElasticConfig;
 use super::dialect::{self, Version};
 use crate::engines::{EngineError, Source};
@@ -108,18 +108,18 @@ impl Indices {
 
     /// Refuses an alias that cannot be moved: an index of that name, an alias over several indices, or over one that is not ours.
     pub fn check_alias(&self) -> Result<Option<String>, EngineError> {
-        let alias = &self.alias;
+        let (alias, key) = (&self.alias, self.client.product().key("alias"));
         let behind = self.behind_alias()?;
         if let [index] = behind.as_slice()
             && !self.ours()?.iter().any(|ours| ours.name == *index)
         {
-            return Err(failed(format!(
+            return Err(self.client.failed(format!(
                 "alias {alias} stands for {index}, which imagedex did not make and could not go back to; name another alias in \
-                 load.elasticsearch.alias, or take this one away from it (POST _aliases), and run again"
+                 {key}, or take this one away from it (POST _aliases), and run again"
             )));
         }
         if behind.len() > 1 {
-            return Err(failed(format!(
+            return Err(self.client.failed(format!(
                 "alias {alias} stands for several indices ({}); remove it from all but one, then run again",
                 behind.join(", ")
             )));
@@ -127,8 +127,8 @@ impl Indices {
         let found: Option<BTreeMap<String, Description>> =
             if behind.is_empty() { self.client.find(alias)? } else { None };
         if found.is_some_and(|found| found.contains_key(alias)) {
-            return Err(failed(format!(
-                "an index, not an alias, is called {alias}; name another one in load.elasticsearch.alias, or move its documents \
+            return Err(self.client.failed(format!(
+                "an index, not an alias, is called {alias}; name another one in {key}, or move its documents \
                  away (POST _reindex), delete it, and run again"
             )));
         }
@@ -177,12 +177,12 @@ impl Indices {
         match reply.error() {
             // The name is unique: the index is the one that a lost answer was about.
             Some(error) if error.kind != "resource_already_exists_exception" => {
-                Err(failed(format!("index {name} could not be made: {error}")))
+                Err(self.client.failed(format!("index {name} could not be made: {error}")))
             }
             // The server says yes, and puts its shards nowhere: every document would be refused.
             None if reply.parse::<Value>().is_ok_and(|answer| answer["shards_acknowledged"] == false) => {
                 self.delete(name)?;
-                Err(failed(format!(
+                Err(self.client.failed(format!(
                     "index {name} was made, but no node took its shards within 30 s; the disk may be past its low watermark \
                      (GET _cluster/allocation/explain says why)"
                 )))
@@ -193,17 +193,16 @@ impl Indices {
 
     fn described(&self, name: &str) -> Result<Owned, EngineError> {
         let found = self.ours()?.into_iter().find(|index| index.name == name);
-        found.ok_or_else(|| failed(format!("index {name} was made, but is not there")))
+        found.ok_or_else(|| self.client.failed(format!("index {name} was made, but is not there")))
     }
 
     /// Whether the index is still the one that was made.
     pub fn check_same(&self, index: &Owned) -> Result<(), EngineError> {
         match self.ours()?.iter().any(|found| found.name == index.name && found.uuid == index.uuid) {
             true => Ok(()),
-            false => Err(failed(format!(
-                "index {} was deleted or replaced by somebody else meanwhile",
-                index.name
-            ))),
+            false => Err(self
+                .client
+                .failed(format!("index {} was deleted or replaced by somebody else meanwhile", index.name))),
         }
     }
 
@@ -257,7 +256,7 @@ impl Indices {
         let path = format!("_cluster/health/{}?wait_for_status=yellow&timeout=30s", index.name);
         let health: Value = self.client.call(Method::Get, &path, None)?;
         if health["status"] == "red" {
-            return Err(failed(format!("index {} has shards that are on no node", index.name)));
+            return Err(self.client.failed(format!("index {} has shards that are on no node", index.name)));
         }
         let meta = Meta { rejected, documents, ..self.meta(config, State::Complete, source) };
         self.set_meta(&index.name, &meta)
@@ -282,7 +281,7 @@ impl Indices {
         let reply = self.client.answer(Method::Delete, index, Kind::Json, None)?;
         match reply.error() {
             Some(error) if reply.status != 404 => {
-                Err(failed(format!("index {index} was not deleted: {error}")))
+                Err(self.client.failed(format!("index {index} was not deleted: {error}")))
             }
             _ => Ok(()),
         }
@@ -309,7 +308,7 @@ impl Indices {
         let reason = reply
             .error()
             .map_or_else(|| "it was changed by somebody else".to_owned(), |error| error.to_string());
-        Err(failed(format!(
+        Err(self.client.failed(format!(
             "alias {alias} was not moved to {to}: {reason}; it stands for {}",
             behind.join(", ")
         )))
@@ -345,7 +344,7 @@ impl Indices {
 pub fn shape(config: &ElasticConfig) -> Value {
     // The metric and index options of the graph, but not what only searches use.
     let knn = config.knn.as_ref().map(|knn| {
-        json!({ "index_options": knn.index_options, "metric": knn.metric, "m": knn.m, "ef_construction": knn.ef_construction })
+        json!({ "index_options": knn.options(config.product), "metric": knn.metric, "m": knn.m, "ef_construction": knn.ef_construction })
     });
     json!({ "shards": config.shards, "knn": knn, "sparse": config.sparse, "vector": config.layout.vector() })
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{Client, Kind, Method, failed};
+use super::client::{Client, Kind, Method};
 use crate::engines::EngineError;
 use crate::interrupt;
 
@@ -115,11 +115,11 @@ impl Drop for AliasLock {
 
 /// Reads the document with one request: for where there is no time for retries.
 fn once_read(client: &Client, path: &str) -> Result<Option<Document>, EngineError> {
-    let reply = client.once(Method::Get, path, Kind::Json, None).map_err(|error| failed(error.0))?;
+    let reply = client.once(Method::Get, path, Kind::Json, None).map_err(|error| client.failed(error.0))?;
     match reply.status {
         200 => reply.parse().map(Some),
         404 => Ok(None),
-        status => Err(failed(format!("the lock could not be read: HTTP status {status}"))),
+        status => Err(client.failed(format!("the lock could not be read: HTTP status {status}"))),
     }
 }
 
@@ -139,7 +139,7 @@ fn make_index(client: &Client) -> Result<(), EngineError> {
     let reply = client.answer(Method::Put, INDEX, Kind::Json, Some(Bytes::from(body.to_string())))?;
     match reply.error() {
         Some(error) if error.kind != "resource_already_exists_exception" => {
-            Err(failed(format!("cannot make the index {INDEX}, which holds the locks: {error}")))
+            Err(client.failed(format!("cannot make the index {INDEX}, which holds the locks: {error}")))
         }
         _ => Ok(()),
     }
@@ -163,10 +163,10 @@ fn now_ms() -> u64 {
 /// The document's number and term, by which the next write shows that nobody else wrote.
 type Turn = (u64, u64);
 
-fn turn(answer: &Value) -> Result<Turn, EngineError> {
+fn turn(client: &Client, answer: &Value) -> Result<Turn, EngineError> {
     match (answer["_seq_no"].as_u64(), answer["_primary_term"].as_u64()) {
         (Some(number), Some(term)) => Ok((number, term)),
-        _ => Err(failed("the lock was written, but the answer has no sequence number")),
+        _ => Err(client.failed("the lock was written, but the answer has no sequence number")),
     }
 }
 
@@ -174,9 +174,12 @@ fn turn(answer: &Value) -> Result<Turn, EngineError> {
 fn create(client: &Client, path: &str, owner: &str) -> Result<Option<Turn>, EngineError> {
     let reply = client.answer(Method::Put, path, Kind::Json, Some(Bytes::from(holder(owner).to_string())))?;
     match reply.status {
-        200 | 201 => turn(&reply.parse()?).map(Some),
+        200 | 201 => turn(client, &reply.parse()?).map(Some),
         409 => Ok(None),
-        _ => Err(failed(format!("the lock could not be written: {}", reply.error().unwrap_or_default()))),
+        _ => {
+            Err(client
+                .failed(format!("the lock could not be written: {}", reply.error().unwrap_or_default())))
+        }
     }
 }
 
@@ -248,7 +251,9 @@ impl Heart {
             // A server that is away is no loss of the lock: `check` asks again before anything is changed.
             let Ok(reply) = self.client.once(Method::Put, &path, Kind::Json, Some(body)) else { continue };
             match reply.status {
-                200 | 201 => last = reply.parse().and_then(|answer| turn(&answer)).unwrap_or(last),
+                200 | 201 => {
+                    last = reply.parse().and_then(|answer| turn(&self.client, &answer)).unwrap_or(last)
+                }
                 // Our own write whose answer was lost, or another's.
                 409 => match once_read(&self.client, &self.path) {
                     Ok(Some(found)) if found.source.owner == self.owner => {

@@ -1,4 +1,4 @@
-//! Elasticsearch: an index beside the live one, loaded without losing a document, and promoted only when it is good.
+//! Elasticsearch and OpenSearch: an index beside the live one, loaded without losing a document, and promoted only when it is good.
 //!
 //! ```text
 //! pictures ─ bulk ─▶ NDJSON ─ senders ─▶ server ─▶ retry: done, again, dead letter, stop
@@ -14,6 +14,7 @@ mod dialect;
 mod indices;
 mod lock;
 mod preflight;
+mod product;
 mod retry;
 mod senders;
 
@@ -33,16 +34,15 @@ use super::{
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 use bulk::{Encoder, document_id};
-use client::{Client, Kind, Method, failed};
+use client::{Client, Kind, Method};
 pub use config::{Address, ElasticConfig, Encoding, KnnConfig, Layout, environment};
 use dialect::{Arm, Found, Version};
 use indices::{Indices, Owned, State};
 use lock::AliasLock;
+pub use product::Product;
 pub use senders::BulkCounts;
 use senders::Senders;
 
-/// The name used in pipeline files and reports.
-pub const NAME: &str = "elasticsearch";
 /// Searches in one request, and the hits they may return together: some megabytes of answer.
 const SEARCHES_AT_ONCE: usize = 64;
 const HITS_AT_ONCE: usize = 100_000;
@@ -79,8 +79,10 @@ impl Elastic {
     /// A client of the cluster that `config` names; nothing is sent yet.
     pub fn open(config: &ElasticConfig, non_negative: bool, handle: &Handle) -> Result<Elastic, EngineError> {
         if config.sparse && !non_negative {
-            let reason = "load.elasticsearch.sparse needs a model whose numbers are never negative (non_negative in its card)";
-            return Err(EngineError::Usage(reason.to_owned()));
+            let key = config.product.key("sparse");
+            return Err(EngineError::Usage(format!(
+                "{key} needs a model whose numbers are never negative (non_negative in its card)"
+            )));
         }
         let client = Client::open(config, handle)?;
         Ok(Elastic {
@@ -106,7 +108,7 @@ impl Elastic {
     }
 
     fn index(&self) -> Result<&Open, EngineError> {
-        self.index.as_ref().ok_or_else(|| failed("it holds no index yet; create one first"))
+        self.index.as_ref().ok_or_else(|| self.client.failed("it holds no index yet; create one first"))
     }
 
     /// The lock, held from here on.
@@ -114,12 +116,12 @@ impl Elastic {
         if self.lock.is_none() {
             self.lock = Some(AliasLock::take(&self.client, &self.config.alias)?);
         }
-        self.lock.as_ref().ok_or_else(|| failed("the lock was let go"))
+        self.lock.as_ref().ok_or_else(|| self.client.failed("the lock was let go"))
     }
 
     fn use_index(&mut self, owned: Owned, source: &Source, half_made: bool) {
         let arm = |name: &str, arm: Arm| View {
-            name: format!("{NAME} {name}"),
+            name: format!("{} {name}", self.name()),
             arm,
             client: self.client.clone(),
             index: owned.name.clone(),
@@ -129,7 +131,7 @@ impl Elastic {
         };
         let knn = self.config.knn.as_ref().map(|knn| {
             let how = Arm::Knn { metric: knn.metric, num_candidates: knn.num_candidates };
-            arm(&format!("knn {} {}", knn.index_options, knn.num_candidates), how)
+            arm(&format!("knn {} {}", knn.options(self.config.product), knn.num_candidates), how)
         });
         let sparse = self.config.sparse.then(|| arm("sparse_vector", Arm::Sparse));
         self.arms = knn.into_iter().chain(sparse).collect();
@@ -153,7 +155,7 @@ impl Elastic {
         Ok(Encoder {
             layout: self.config.layout,
             base64: dialect::sends_base64(self.config.encoding, version),
-            knn: self.config.knn.is_some(),
+            knn: dialect::has_knn_field(&self.config),
             sparse: self.config.sparse,
         })
     }
@@ -167,7 +169,7 @@ impl Elastic {
             self.senders =
                 Some(Senders::start(&self.client, &name, encoder, self.config.senders, most_bytes));
         }
-        self.senders.as_mut().ok_or_else(|| failed("its senders did not start"))
+        self.senders.as_mut().ok_or_else(|| self.client.failed("its senders did not start"))
     }
 
     /// How many documents there are, and how many of them have a vector.
@@ -175,9 +177,9 @@ impl Elastic {
         let count = |body: Option<Value>| -> Result<u64, EngineError> {
             let answer: Value = self.client.call(Method::Post, &format!("{index}/_count"), body)?;
             if answer["_shards"]["failed"].as_u64() != Some(0) {
-                return Err(failed(format!("index {index} could not be counted on every shard")));
+                return Err(self.client.failed(format!("index {index} could not be counted on every shard")));
             }
-            answer["count"].as_u64().ok_or_else(|| failed("its answer to _count has no count"))
+            answer["count"].as_u64().ok_or_else(|| self.client.failed("its answer to _count has no count"))
         };
         let exists = json!({ "query": { "exists": { "field": self.config.layout.vector() } } });
         Ok((count(None)?, count(Some(exists))?))
@@ -194,7 +196,7 @@ impl Drop for Elastic {
 
 impl Searcher for Elastic {
     fn name(&self) -> &str {
-        NAME
+        self.config.product.engine()
     }
 
     fn supports(&self, _metric: Metric) -> bool {
@@ -222,7 +224,7 @@ impl Elastic {
     fn exact(&self) -> Result<View, EngineError> {
         let index = self.index()?;
         Ok(View {
-            name: NAME.to_owned(),
+            name: self.name().to_owned(),
             arm: Arm::Exact,
             client: self.client.clone(),
             index: index.owned.name.clone(),
@@ -281,7 +283,7 @@ impl VectorIndex for Elastic {
         self.client.call::<Value>(Method::Post, &format!("{name}/_refresh"), None)?;
         let (documents, with_vector) = self.count(&name)?;
         if documents != with_vector {
-            return Err(failed(format!(
+            return Err(self.client.failed(format!(
                 "index {name} has {documents} documents, of which {} have no vector",
                 documents - with_vector
             )));
@@ -341,7 +343,15 @@ impl Server for Elastic {
         // What was rejected is tried again, so such an index is no base for changes.
         let live =
             fitting.iter().find(|index| index.live && self.config.incremental && index.meta.rejected == 0);
-        let standing = at_version.or(live);
+        let can_copy = dialect::can_copy(&self.config);
+        if live.is_some() && at_version.is_none() && !can_copy {
+            tracing::info!(
+                "{} cannot copy an index without a graph, so everything is loaded; {} = {{}} would make one",
+                self.config.product,
+                self.config.product.key("knn")
+            );
+        }
+        let standing = at_version.or(live.filter(|_| can_copy));
         self.indices.clear_unpromoted(standing.map(|index| index.name.as_str()))?;
         Ok(standing.map(|index| Standing {
             index: index.name.clone(),
@@ -370,7 +380,7 @@ impl Server for Elastic {
 
     fn create_for(&mut self, source: &Source) -> Result<(), EngineError> {
         if source.dim == 0 {
-            return Err(failed("vectors need at least one number"));
+            return Err(self.client.failed("vectors need at least one number"));
         }
         self.drop_half_made()?;
         let version = self.version()?;
@@ -408,7 +418,7 @@ impl Server for Elastic {
         let documents: Vec<String> = ids.iter().map(|id| document_id(id)).collect();
         let answer: Answer = self.client.call(Method::Post, &path, Some(json!({ "ids": documents })))?;
         if answer.docs.len() != ids.len() {
-            return Err(failed(format!(
+            return Err(self.client.failed(format!(
                 "{} documents were asked for, {} came",
                 ids.len(),
                 answer.docs.len()
@@ -421,7 +431,7 @@ impl Server for Elastic {
                 None => Ok(None),
                 Some(vector) => read_vector(vector.get())
                     .map(Some)
-                    .ok_or_else(|| failed("a vector came back as neither numbers nor base64")),
+                    .ok_or_else(|| self.client.failed("a vector came back as neither numbers nor base64")),
             })
             .collect()
     }
@@ -478,7 +488,8 @@ impl Server for Elastic {
         let mut promoted = ours.iter().filter(|index| !index.live && index.meta.state == State::Promoted);
         let before = promoted.rfind(is_before).ok_or_else(|| {
             EngineError::Usage(format!(
-                "there is no earlier index of alias {alias} to go back to; load.elasticsearch.keep says how many stay"
+                "there is no earlier index of alias {alias} to go back to; {} says how many stay",
+                self.config.product.key("keep")
             ))
         })?;
         self.hold_lock()?.check()?;
@@ -536,7 +547,8 @@ impl Elastic {
     fn find(&self, name: &str) -> Result<Owned, EngineError> {
         let found = self.indices.ours()?.into_iter().find(|index| index.name == name);
         found.ok_or_else(|| {
-            failed(format!("index {name} is not one that imagedex made for alias {}", self.config.alias))
+            self.client
+                .failed(format!("index {name} is not one that imagedex made for alias {}", self.config.alias))
         })
     }
 }
@@ -574,7 +586,14 @@ impl View {
         for query in queries {
             check(query, self.dim)?;
             body += "{\"allow_partial_search_results\":false}\n";
-            body += &dialect::search(&self.arm, self.layout, query, filters, self.non_negative);
+            body += &dialect::search(
+                self.client.product(),
+                &self.arm,
+                self.layout,
+                query,
+                filters,
+                self.non_negative,
+            );
             body += "\n";
         }
         let path = format!(
@@ -585,7 +604,7 @@ impl View {
         let answer = loop {
             let reply = self.client.answer(Method::Post, &path, Kind::Lines, Some(body.clone()))?;
             if let Some(error) = reply.error() {
-                return Err(failed(format!("a search was refused: {error}")));
+                return Err(self.client.failed(format!("a search was refused: {error}")));
             }
             let answer: Answer = reply.parse()?;
             // A server that starts has its shards a little later than its answers.
@@ -600,7 +619,7 @@ impl View {
             }
         };
         if answer.responses.len() != queries.len() {
-            return Err(failed(format!(
+            return Err(self.client.failed(format!(
                 "{} searches were sent, {} answered",
                 queries.len(),
                 answer.responses.len()
@@ -608,10 +627,12 @@ impl View {
         }
         let hits = |(query, found): (&Query, Found)| {
             if let Some(error) = found.error {
-                return Err(failed(format!("a search by {} was refused: {error}", query.metric)));
+                return Err(self.client.failed(format!("a search by {} was refused: {error}", query.metric)));
             }
             if found.timed_out || found.status.is_some_and(|status| status != 200) {
-                return Err(failed(format!("a search by {} was not done on every shard", query.metric)));
+                return Err(self
+                    .client
+                    .failed(format!("a search by {} was not done on every shard", query.metric)));
             }
             let score = |score| self.arm.score(query.metric, score, self.non_negative);
             let found =

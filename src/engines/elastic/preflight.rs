@@ -3,10 +3,11 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::client::{Client, Kind, Method, failed};
+use super::client::{Client, Kind, Method};
 use super::config::ElasticConfig;
 use super::dialect::Version;
 use super::indices::Indices;
+use super::product::Product;
 use super::{lock, retry};
 use crate::engines::EngineError;
 
@@ -30,36 +31,48 @@ struct RootVersion {
 
 /// The server's version, if it is one that this engine speaks to. Asked once: a server that is not there is said at once.
 pub fn version(client: &Client) -> Result<Version, EngineError> {
-    let start = "start it, or set ELASTICSEARCH_URL or load.elasticsearch.url";
+    let product = client.product();
+    let start = format!("start it, or set {} or {}", product.variables()[0], product.key("url"));
     let reply = client
         .once(Method::Get, "", Kind::Json, None)
-        .map_err(|error| failed(format!("{}; {start}", error.0)))?;
+        .map_err(|error| client.failed(format!("{}; {start}", error.0)))?;
     let address = client.address();
-    match retry::request(reply.status, reply.error().as_ref()) {
+    match reply.verdict() {
         retry::Verdict::Done => {}
         retry::Verdict::Stop(reason) | retry::Verdict::Retry(reason) | retry::Verdict::Reject(reason) => {
-            return Err(failed(format!("{address} answers: {reason}")));
+            return Err(client.failed(format!("{address} answers: {reason}")));
         }
     }
-    let not_ours = || failed(format!("what answers at {address} is not Elasticsearch; {start}"));
+    let not_ours = || client.failed(format!("what answers at {address} is not {product}; {start}"));
     let root: Root = reply.parse().map_err(|_| not_ours())?;
-    if let Some(distribution) = root.version.distribution {
-        return Err(failed(format!(
-            "{address} is {distribution} {}, not Elasticsearch; this engine speaks to Elasticsearch 8 and 9",
-            root.version.number
-        )));
+    // Elasticsearch names no distribution.
+    let named = root.version.distribution.as_deref().unwrap_or(Product::Elasticsearch.engine());
+    let number = root.version.number;
+    let version = Version::parse(&number).ok_or_else(not_ours)?;
+    match Product::of_engine(named) {
+        Some(found) if found == product => {}
+        Some(other) => {
+            let engine = other.engine();
+            return Err(EngineError::Usage(format!(
+                "{address} is {other} {number}, not {product}; set load.engine = \"{engine}\" and [load.{engine}]"
+            )));
+        }
+        None => return Err(client.failed(format!("{address} is {named} {number}, not {product}; {start}"))),
     }
-    let version = Version::parse(&root.version.number).ok_or_else(not_ours)?;
-    if !(8..=9).contains(&version.major) {
-        return Err(failed(format!("{address} is Elasticsearch {version}; imagedex speaks to 8 and 9")));
+    let (majors, said) = product.versions();
+    if !majors.contains(&version.major) {
+        return Err(client.failed(format!("{address} is {product} {version}; imagedex speaks to {said}")));
     }
     Ok(version)
 }
 
 /// Every check; what was found, a line each.
 pub fn check(client: &Client, config: &ElasticConfig, version: Version) -> Result<Vec<String>, EngineError> {
-    let mut lines = vec![format!("Elasticsearch {version} at {}", client.address())];
-    lines.push(privileges(client, config)?);
+    let mut lines = vec![format!("{} {version} at {}", client.product(), client.address())];
+    lines.push(match client.product() {
+        Product::Elasticsearch => privileges(client, config)?,
+        Product::OpenSearch => plugin(client, config, version)?,
+    });
     let indices = Indices::new(client, &config.alias);
     let alias = &config.alias;
     lines.push(match indices.check_alias()? {
@@ -71,6 +84,33 @@ pub fn check(client: &Client, config: &ElasticConfig, version: Version) -> Resul
     });
     lines.push(disk(client)?);
     Ok(lines)
+}
+
+/// Refuses where OpenSearch's k-NN plugin, whose vector field and score functions are used, is not on every node. Privileges
+/// cannot be asked for: what is lacking is said when it is needed.
+fn plugin(client: &Client, config: &ElasticConfig, version: Version) -> Result<String, EngineError> {
+    // Before, a search could not say how many candidates it looks at.
+    let least = Version { major: 2, minor: 16 };
+    if config.knn.is_some() && version < least {
+        let key = client.product().key("knn");
+        return Err(client.failed(format!("{key} needs OpenSearch {least}; the exact arm needs none of it")));
+    }
+    let path = "_nodes/plugins?filter_path=nodes.*.name,nodes.*.plugins.name,nodes.*.modules.name";
+    let found: Value = client.call(Method::Get, path, None)?;
+    let has_it = |node: &&Value| {
+        let parts = [&node["plugins"], &node["modules"]].into_iter().filter_map(Value::as_array).flatten();
+        parts.into_iter().any(|part| part["name"] == "opensearch-knn")
+    };
+    let nodes = found["nodes"].as_object().into_iter().flat_map(|nodes| nodes.values());
+    let lacking: Vec<&str> =
+        nodes.filter(|node| !has_it(node)).filter_map(|node| node["name"].as_str()).collect();
+    match lacking.is_empty() {
+        true => Ok("every node has the k-NN plugin".to_owned()),
+        false => Err(client.failed(format!(
+            "no plugin opensearch-knn on {}; install it (bin/opensearch-plugin install opensearch-knn) and start the node again",
+            lacking.join(", ")
+        ))),
+    }
 }
 
 fn privileges(client: &Client, config: &ElasticConfig) -> Result<String, EngineError> {
@@ -95,7 +135,7 @@ fn privileges(client: &Client, config: &ElasticConfig) -> Result<String, EngineE
         lacking.extend(missing(privileges, index));
     }
     let user = answer["username"].as_str().unwrap_or("?");
-    Err(failed(format!("user {user} lacks privileges: {}", lacking.join(", "))))
+    Err(client.failed(format!("user {user} lacks privileges: {}", lacking.join(", "))))
 }
 
 /// Refuses where the live index is read-only: the disk ran full, and a load would make it worse.
@@ -104,7 +144,7 @@ fn blocked(client: &Client, index: &str) -> Result<(), EngineError> {
     let settings: Value = client.call(Method::Get, &path, None)?;
     let of_index = &settings[index]["settings"];
     if of_index["index.blocks.read_only_allow_delete"] == "true" {
-        return Err(failed(format!(
+        return Err(client.failed(format!(
             "index {index} is read-only because its disk ran full; free disk space and set index.blocks.read_only_allow_delete \
              to null, then run again"
         )));
@@ -128,7 +168,7 @@ fn disk(client: &Client) -> Result<String, EngineError> {
         None if !spaces.is_empty() => {
             let gigabytes = |bytes: u64| bytes as f64 / 1e9;
             let (free, needed) = spaces.iter().max().copied().unwrap_or_default();
-            Err(failed(format!(
+            Err(client.failed(format!(
                 "no node has more free disk than its low watermark asks for ({:.1} GB are free, {:.1} GB are asked for by \
                  cluster.routing.allocation.disk.watermark.low), so the server would put no shard anywhere; free disk space, or set \
                  that to less",

@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::Deserialize;
 
 use super::bulk::{Action, Chunk, ChunkSize, Encoder};
-use super::client::{Client, Kind, Method, NoAnswer, failed};
+use super::client::{Client, Kind, Method, NoAnswer};
 use super::dialect;
 use super::retry::{self, ServerError, Verdict};
 use crate::engines::{EngineError, Rejected};
@@ -56,6 +56,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Senders at work, and the chunk that is being filled for each.
 #[derive(Debug)]
 pub struct Senders {
+    client: Client,
     shared: Arc<Shared>,
     lanes: Vec<Lane>,
     encoder: Encoder,
@@ -85,7 +86,7 @@ impl Senders {
             let worker = Worker { client: client.clone(), path: path.clone(), shared: Arc::clone(&shared) };
             Lane { open: Chunk::default(), queue, thread: std::thread::spawn(move || worker.run(&chunks)) }
         });
-        Senders { lanes: lanes.collect(), shared, encoder, started: Instant::now() }
+        Senders { client: client.clone(), lanes: lanes.collect(), shared, encoder, started: Instant::now() }
     }
 
     /// Hands over a document; waits where the senders are behind.
@@ -131,7 +132,7 @@ impl Senders {
     fn why_stopped(&self) -> EngineError {
         lock(&self.shared.stopped)
             .take()
-            .unwrap_or_else(|| failed("a sender ended early; this is a bug, please report it"))
+            .unwrap_or_else(|| self.client.failed("a sender ended early; this is a bug, please report it"))
     }
 
     /// Waits until all is sent and answered, and gives the counts.
@@ -154,7 +155,7 @@ impl Senders {
             BulkCounts { seconds: self.started.elapsed().as_secs_f64(), ..lock(&self.shared.counts).clone() };
         let BulkCounts { sent, indexed, deleted, ref rejected, .. } = counts;
         if sent != indexed + deleted + rejected.len() as u64 {
-            return Err(failed(format!(
+            return Err(self.client.failed(format!(
                 "the books do not close: {sent} sent, but {indexed} indexed + {deleted} deleted + {} rejected",
                 rejected.len()
             )));
@@ -263,10 +264,10 @@ impl Worker {
         if reply.status == 413 {
             return Ok(Read::TooLarge);
         }
-        match retry::request(reply.status, reply.error().as_ref()) {
+        match reply.verdict() {
             Verdict::Done => {}
             Verdict::Retry(reason) => return Ok(Read::Busy(reason)),
-            Verdict::Stop(reason) | Verdict::Reject(reason) => return Err(failed(reason)),
+            Verdict::Stop(reason) | Verdict::Reject(reason) => return Err(self.client.failed(reason)),
         }
         // A body that was cut off, or that a proxy made, counts as none.
         let items = match serde_json::from_slice::<BulkAnswer>(&reply.body) {
@@ -288,7 +289,7 @@ impl Worker {
         let (mut indexed, mut deleted) = (0, 0);
         for (i, (action, item)) in chunk.actions.iter().zip(items).enumerate() {
             let Some(item) = item.into_values().next() else { continue };
-            match retry::document(action.deletes, item.status, item.error.as_ref()) {
+            match retry::document(self.client.product(), action.deletes, item.status, item.error.as_ref()) {
                 Verdict::Done if action.deletes => deleted += 1,
                 Verdict::Done => indexed += 1,
                 Verdict::Retry(reason) => {
@@ -296,7 +297,7 @@ impl Worker {
                     why = reason;
                 }
                 Verdict::Reject(reason) => self.reject(action, reason),
-                Verdict::Stop(reason) => return Err(failed(reason)),
+                Verdict::Stop(reason) => return Err(self.client.failed(reason)),
             }
         }
         let mut counts = lock(&self.shared.counts);
