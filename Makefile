@@ -13,22 +13,22 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 	--only-binary=:all:
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-browser setup-peers screenshots es-up es-down samples-full verify index test grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-browser ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-browser ## build, set up, run all tests
 	cargo test --release
 
 test-tools: tools
 	@missing=; \
-	if [ ! -e "$(IMAGEDEX_CACHE)/es-node/home" ]; then \
-		mvn --version >/dev/null 2>&1 || missing="$$missing\n  Maven: fetches Elasticsearch (Debian: apt-get install maven)"; \
+	if [ ! -e "$(IMAGEDEX_CACHE)/es-node/home" ] || [ ! -e "$(IMAGEDEX_CACHE)/opensearch-node/home" ]; then \
+		mvn --version >/dev/null 2>&1 || missing="$$missing\n  Maven: fetches Elasticsearch and OpenSearch (Debian: apt-get install maven)"; \
 		openssl version >/dev/null 2>&1 || missing="$$missing\n  openssl: makes its certificates (Debian: apt-get install openssl)"; \
 	fi; \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing\n  python3's module venv (Debian: apt-get install python3-venv)"; \
@@ -73,6 +73,9 @@ setup-python: tools ## a Python environment in the cache, for the tests that rea
 
 setup-es: ## a real Elasticsearch in the cache, for the tests and `make es-up`; needs Maven and a JDK of 21 or later
 	@tests/es-node/setup.sh "$(IMAGEDEX_CACHE)/es-node"
+
+setup-opensearch: ## a real OpenSearch in the cache, for the tests; needs Maven and a JDK of 21 or later
+	@tests/opensearch-node/setup.sh "$(IMAGEDEX_CACHE)/opensearch-node"
 
 setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
 	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
