@@ -178,19 +178,21 @@ bench-es-latency: index setup-es setup-peers ## how long searches in Elasticsear
 		--imagedex $(IMAGEDEX); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
 
 # The servers of pipelines/recall.toml, for as long as a command takes.
+OPENSEARCH_PORT ?= 9399
 define with-servers
-@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/recall-es $(BENCH_PORT); \
-ELASTICSEARCH_URL=http://localhost:$(BENCH_PORT) $(WITH_FEATURES) $(1); code=$$?; \
-tests/es-node/node.sh down runs/recall-es; exit $$code
+@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/recall-es $(BENCH_PORT)
+@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/opensearch-node/home" runs/recall-opensearch $(OPENSEARCH_PORT) tests/opensearch-node/run.sh
+@ELASTICSEARCH_URL=http://localhost:$(BENCH_PORT) OPENSEARCH_URL=http://localhost:$(OPENSEARCH_PORT) $(WITH_FEATURES) $(1); code=$$?; \
+tests/es-node/node.sh down runs/recall-es; tests/es-node/node.sh down runs/recall-opensearch; exit $$code
 endef
 
-recall: setup build-features setup-es ## every engine and every metric on the sample pictures, in one report
+recall: setup build-features setup-es setup-opensearch ## every engine and every metric on the sample pictures, in one report
 	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml)
 
 CIFAR := $(IMAGEDEX_CACHE)/samples/cifar10-full
-recall-full: samples-full build-features setup-es ## the same over all 60,000 sample pictures; the first time half an hour
+recall-full: samples-full build-features setup-es setup-opensearch ## the same over all 60,000 sample pictures; the first time half an hour
 	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml --set work=runs/recall-full --set features.table=runs/recall-full/features \
-		--set input.gallery="$(CIFAR)/gallery" --set input.queries="$(CIFAR)/queries" --set load.elasticsearch.alias=recall-full)
+		--set input.gallery="$(CIFAR)/gallery" --set input.queries="$(CIFAR)/queries" --set load.elasticsearch.alias=recall-full --set load.opensearch.alias=recall-full)
 
 bench-evaluate: index setup-peers ## 10,000 queries in 60,000 pictures by four metrics, beside numpy and scipy
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)

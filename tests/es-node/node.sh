@@ -1,21 +1,22 @@
 #!/bin/bash
-# node.sh up HOME DATA PORT | down DATA: the test server for people, in the background. What it holds stays in DATA.
+# node.sh up HOME DATA PORT [RUN] | down DATA: the test server for people, in the background. What it holds stays in DATA.
+# RUN is the script that starts it: run.sh here, or OpenSearch's.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=$1; shift
 
 up() {
-	local home=$1 data=$2 port=$3 pid
+	local home=$1 data=$2 port=$3 run=${4:-$here/run.sh} pid
 	mkdir -p "$data"
 	if runs "$data"; then echo "it runs already, at http://localhost:$(cat "$data/port"); make es-down stops it"; return; fi
 	# A session of its own: closing the terminal does not end it.
-	setsid "$here/run.sh" "$home" "$port" "$data" > "$data/log" 2>&1 < /dev/null &
+	setsid "$run" "$home" "$port" "$data" > "$data/log" 2>&1 < /dev/null &
 	pid=$!
 	echo "$pid" > "$data/pid"; echo "$port" > "$data/port"
 	for _ in $(seq 600); do
 		if ! kill -0 "$pid" 2>/dev/null; then break; fi
 		if health "$port" 2>/dev/null; then
-			echo "Elasticsearch answers at http://localhost:$port; its log is $data/log; make es-down stops it"
+			echo "the server answers at http://localhost:$port; its log is $data/log; make es-down stops it"
 			return
 		fi
 		sleep 0.5
@@ -23,7 +24,7 @@ up() {
 	kill "$pid" 2>/dev/null || true
 	rm "$data/pid"
 	tail -n 20 "$data/log" >&2
-	echo "Elasticsearch did not start; the whole log is $data/log" >&2
+	echo "the server did not start; the whole log is $data/log" >&2
 	return 1
 }
 
@@ -37,7 +38,7 @@ down() {
 }
 
 # A number that is left over from an earlier boot may be another program's by now.
-runs() { ps -o args= -p "$(cat "$1/pid" 2>/dev/null || echo 0)" 2>/dev/null | grep -q server-launcher; }
+runs() { ps -o args= -p "$(cat "$1/pid" 2>/dev/null || echo 0)" 2>/dev/null | grep -q -e server-launcher -e cluster.name=opensearch-node; }
 
 health() {
 	local first

@@ -84,9 +84,10 @@ fn the_recall_report_over_shop_photos() {
         format!("features.table={}", work.join("features").display()),
         format!("input.gallery={}", grocery.join("dataset/train").display()),
         format!("input.queries={}", grocery.join("dataset/test").display()),
-        format!("load.engine=['flat', 'hnsw', {faiss}'elasticsearch']"),
+        format!("load.engine=['flat', 'hnsw', {faiss}'elasticsearch', 'opensearch']"),
         format!("load.elasticsearch.url={}", Node::shared().url()),
         "load.elasticsearch.alias=recall-of-photos".to_owned(),
+        format!("load.opensearch.url={}", Node::shared_opensearch().url()),
         "evaluate.max_queries=200".to_owned(),
     ] {
         run.extend(["--set".to_owned(), change]);
@@ -95,6 +96,7 @@ fn the_recall_report_over_shop_photos() {
     let summary = std::fs::read_to_string(work.join("report/summary.json")).expect("a report");
     let summary: Value = serde_json::from_str(&summary).expect("JSON");
     let mut expected = vec!["flat", "hnsw", "elasticsearch", "elasticsearch knn int8_hnsw 100"];
+    expected.extend(["opensearch", "opensearch knn hnsw 100"]);
     if cfg!(feature = "faiss") {
         expected.splice(2..2, ["faiss", "faiss HNSW32,Flat"]);
     }
