@@ -7,7 +7,7 @@
 //! | scripts | `l1norm(params.q, 'f')` | `l1Norm(params.q, doc['f'])` |
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::bulk::{KNN_FIELD, SPARSE_FIELD};
 use super::config::{ElasticConfig, Encoding, KnnConfig, Layout};
@@ -159,12 +159,8 @@ fn knn_field(knn: &KnnConfig, dim: usize) -> Value {
 /// The parameters of a graph that are not left to the server.
 fn graph(knn: &KnnConfig) -> Value {
     let parameters = [("m", knn.m), ("ef_construction", knn.ef_construction)];
-    parameters
-        .into_iter()
-        .filter_map(|(key, value)| Some((key, value?)))
-        .map(|(key, value)| (key.to_owned(), json!(value)))
-        .collect::<Map<_, _>>()
-        .into()
+    let set = parameters.into_iter().filter_map(|(key, value)| Some((key.to_owned(), json!(value?))));
+    Value::Object(set.collect())
 }
 
 /// A metric as approximate search calls it.
