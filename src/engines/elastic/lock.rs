@@ -102,13 +102,28 @@ impl Drop for AliasLock {
             // It ends at its next look; a panic in it has been said already.
             let _ = thread.join();
         }
-        // Only our own document: between the look and the deletion nobody else can write it without changing its number.
-        if let Ok(Some(found)) = once_read(&self.client, &self.path)
-            && found.source.owner == self.owner
-        {
-            let path =
-                format!("{}?if_seq_no={}&if_primary_term={}", self.path, found.seq_no, found.primary_term);
-            let _ = self.client.once(Method::Delete, &path, Kind::Json, None);
+        // A connection may break just now; a server that is away gets no more than a moment, and the lock runs out by itself.
+        for _ in 0..3 {
+            if self.let_go().is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl AliasLock {
+    /// Deletes the document if it is ours: between the look and the deletion nobody else can write it without changing its number.
+    fn let_go(&self) -> Result<(), EngineError> {
+        let Some(found) = once_read(&self.client, &self.path)? else { return Ok(()) };
+        if found.source.owner != self.owner {
+            return Ok(());
+        }
+        let path = format!("{}?if_seq_no={}&if_primary_term={}", self.path, found.seq_no, found.primary_term);
+        let reply = self.client.once(Method::Delete, &path, Kind::Json, None);
+        match reply.map_err(|error| self.client.failed(error.0))?.error() {
+            Some(error) => Err(self.client.failed(error.to_string())),
+            None => Ok(()),
         }
     }
 }
