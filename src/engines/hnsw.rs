@@ -263,7 +263,7 @@ impl VectorIndex for Hnsw {
     fn footprint(&self) -> Footprint {
         let graphs: usize = self.graphs.iter().map(|(_, graph)| graph.memory_usage()).sum();
         let memory = self.flat.footprint().memory.map(|rows| rows + graphs as u64);
-        let disk = self.config.folder.clone().map(|folder| SavedIndexes::new(folder).size());
+        let disk = self.config.folder.clone().map(|folder| SavedIndexes::new(folder).size(""));
         Footprint { memory, disk }
     }
 }

@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use crate::stages::report::temporary_in;
 
 /// A folder of index files.
 #[derive(Debug, Clone)]
@@ -87,26 +90,30 @@ impl SavedIndexes {
     ) -> Result<(), String> {
         let failed = |error: io::Error| error.to_string();
         fs::create_dir_all(&self.folder).map_err(failed)?;
-        let part = self.folder.join(format!("{name}.part"));
-        write(part.to_str().ok_or("the path is not valid UTF-8")?)?;
-        File::open(&part).and_then(|file| file.sync_all()).map_err(failed)?;
-        let sha256 = file_sha256(&part).map_err(failed)?;
+        // A name of its own, and gone unless it is given the other: a search beside a run may build the same index.
+        let part = || temporary_in(&self.folder).map(NamedTempFile::into_temp_path);
+        let file = part().map_err(failed)?;
+        write(file.to_str().ok_or("the path is not valid UTF-8")?)?;
+        File::open(&file).and_then(|file| file.sync_all()).map_err(failed)?;
+        let sha256 = file_sha256(&file).map_err(failed)?;
         // Without a record the file counts for nothing, so the order is: no record, file, record.
         match fs::remove_file(self.record(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         }
-        fs::rename(&part, self.folder.join(name)).map_err(failed)?;
+        file.persist(self.folder.join(name)).map_err(|error| failed(error.error))?;
         let record = Record { built_from: built_from.to_owned(), sha256, ids: ids.to_vec() };
-        let part = self.record(&format!("{name}.part"));
-        fs::write(&part, serde_json::to_vec(&record).map_err(|error| error.to_string())?).map_err(failed)?;
-        fs::rename(&part, self.record(name)).map_err(failed)
+        let file = part().map_err(failed)?;
+        fs::write(&file, serde_json::to_vec(&record).map_err(|error| error.to_string())?).map_err(failed)?;
+        file.persist(self.record(name)).map_err(|error| failed(error.error))
     }
 
-    /// Bytes on disk.
-    pub fn size(&self) -> u64 {
+    /// Bytes on disk of the indexes whose names begin so, and of their records.
+    pub fn size(&self, beginning: &str) -> u64 {
         let Ok(entries) = fs::read_dir(&self.folder) else { return 0 };
-        entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+        let ours =
+            entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(beginning));
+        ours.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
     }
 
     fn record(&self, name: &str) -> PathBuf {

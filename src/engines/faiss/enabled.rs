@@ -69,6 +69,12 @@ impl Faiss {
         }
     }
 
+    /// What the names of its files begin with. FAISS' descriptions hold commas, and may hold more.
+    fn kind(&self) -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        self.config.index.chars().map(plain).chain(['-']).collect()
+    }
+
     fn index(&self, metric: Metric) -> Option<MutexGuard<'_, IndexImpl>> {
         // A panic in FAISS' wrapper leaves the index as it was: searches change nothing.
         Some(self.indexes.get(&metric)?.lock().unwrap_or_else(PoisonError::into_inner))
@@ -78,10 +84,7 @@ impl Faiss {
     fn kept_or_built(&self, metric: Metric) -> Result<IndexImpl, EngineError> {
         let rows = self.flat.rows()?;
         let saved = self.config.folder.clone().map(SavedIndexes::new);
-        // FAISS' descriptions hold commas, and may hold more.
-        let kind: String =
-            self.config.index.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let name = format!("{kind}-{metric}.faiss");
+        let name = format!("{}{metric}.faiss", self.kind());
         let from = match &saved {
             Some(_) => {
                 let settings = format!("{} {metric} {:?}", self.config.index, self.config.parameters);
@@ -285,7 +288,7 @@ impl VectorIndex for Faiss {
 
     fn footprint(&self) -> Footprint {
         let memory = self.flat.footprint().memory.map(|rows| rows + self.bytes);
-        let disk = self.config.folder.clone().map(|folder| SavedIndexes::new(folder).size());
+        let disk = self.config.folder.clone().map(|folder| SavedIndexes::new(folder).size(&self.kind()));
         Footprint { memory, disk }
     }
 }
