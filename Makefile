@@ -21,7 +21,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate recall recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -176,6 +176,11 @@ bench-es-latency: index setup-es setup-peers ## how long searches in Elasticsear
 	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py latency $(BENCH)/features.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+bench-search: tools setup-peers ## exact search in 200,000 vectors beside numpy, FAISS and usearch, in turns
+	cargo bench --bench search --no-run
+	@for turn in 1 2 3; do cargo bench --quiet --bench search 2>/dev/null; $(PEERS)/bin/python benches/peers/exact_search.py; done \
+		| $(PEERS)/bin/python benches/peers/exact_search.py table
 
 # The servers of pipelines/recall.toml, for as long as a command takes.
 OPENSEARCH_PORT ?= 9399
