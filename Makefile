@@ -13,14 +13,14 @@ PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disa
 	--only-binary=:all:
 
 # Engines that need more than cargo to build (docs/engines.md): `make test` has them, `make index` does not.
-FEATURES := faiss
+FEATURES := faiss,milvus
 OPENBLAS := $(IMAGEDEX_CACHE)/openblas/lib
 # To link with OpenBLAS where the system has none, and to find it again; FAISS' threads shall not spin while they wait.
 WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -29,7 +29,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-opensearch setup-openblas setup-browser ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 test-tools: tools
@@ -45,7 +45,7 @@ test-tools: tools
 build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
 	cargo build --release
 
-build-features: tools setup-openblas ## the program with engine faiss, in target/release
+build-features: tools setup-openblas ## the program with engines faiss and milvus, in target/release
 	$(WITH_FEATURES) cargo build --release --features $(FEATURES)
 
 setup: build ## download, check and build what the program needs; quick when all is there
@@ -91,6 +91,9 @@ setup-openblas: ## OpenBLAS in the cache, which FAISS is linked with where the s
 
 setup-opensearch: ## a real OpenSearch in the cache, for the tests; needs Maven and a JDK of 21 or later
 	@tests/opensearch-node/setup.sh "$(IMAGEDEX_CACHE)/opensearch-node"
+
+setup-milvus: tools ## a real Milvus in the cache, for the tests and `make recall`; needs Linux on x86_64
+	@tests/milvus-node/setup.sh "$(IMAGEDEX_CACHE)/milvus-node"
 
 setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
 	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
@@ -184,20 +187,24 @@ bench-search: tools setup-peers ## exact search in 200,000 vectors beside numpy,
 
 # The servers of pipelines/recall.toml, for as long as a command takes.
 OPENSEARCH_PORT ?= 9399
+MILVUS_BENCH_PORT ?= 19599
 define with-servers
 @tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/recall-es $(BENCH_PORT)
 @tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/opensearch-node/home" runs/recall-opensearch $(OPENSEARCH_PORT) tests/opensearch-node/run.sh
-@ELASTICSEARCH_URL=http://localhost:$(BENCH_PORT) OPENSEARCH_URL=http://localhost:$(OPENSEARCH_PORT) $(WITH_FEATURES) $(1); code=$$?; \
-tests/es-node/node.sh down runs/recall-es; tests/es-node/node.sh down runs/recall-opensearch; exit $$code
+@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/milvus-node/home" runs/recall-milvus $(MILVUS_BENCH_PORT) tests/milvus-node/run.py /v1/vector/collections
+@ELASTICSEARCH_URL=http://localhost:$(BENCH_PORT) OPENSEARCH_URL=http://localhost:$(OPENSEARCH_PORT) MILVUS_URI=http://localhost:$(MILVUS_BENCH_PORT) \
+	$(WITH_FEATURES) $(1); code=$$?; \
+for server in es opensearch milvus; do tests/es-node/node.sh down runs/recall-$$server; done; exit $$code
 endef
 
-recall: setup build-features setup-es setup-opensearch ## every engine and every metric on the sample pictures, in one report
+recall: setup build-features setup-es setup-opensearch setup-milvus ## every engine and every metric on the sample pictures, in one report
 	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml)
 
 CIFAR := $(IMAGEDEX_CACHE)/samples/cifar10-full
-recall-full: samples-full build-features setup-es setup-opensearch ## the same over all 60,000 sample pictures; the first time half an hour
+recall-full: samples-full build-features setup-es setup-opensearch setup-milvus ## the same over all 60,000 sample pictures; the first time half an hour
 	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml --set work=runs/recall-full --set features.table=runs/recall-full/features \
-		--set input.gallery="$(CIFAR)/gallery" --set input.queries="$(CIFAR)/queries" --set load.elasticsearch.alias=recall-full --set load.opensearch.alias=recall-full)
+		--set input.gallery="$(CIFAR)/gallery" --set input.queries="$(CIFAR)/queries" --set load.elasticsearch.alias=recall-full --set load.opensearch.alias=recall-full \
+		--set load.milvus.alias=recall_full)
 
 bench-evaluate: index setup-peers ## 10,000 queries in 60,000 pictures by four metrics, beside numpy and scipy
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)

@@ -251,7 +251,8 @@ pub struct Retrieve {
     /// The HDF5 file to search
     #[arg(long = "index_file", value_name = "FILE")]
     pub index_file: PathBuf,
-    /// The alias that holds it in Elasticsearch; where the server is, ELASTICSEARCH_URL or ES_HOST and ES_PORT say
+    /// The alias that holds it in Elasticsearch or Milvus; where the server is, ELASTICSEARCH_URL or ES_HOST and ES_PORT say, of Milvus
+    /// MILVUS_URI or MILVUS_HOST and MILVUS_PORT
     #[arg(long = "db_name", value_name = "NAME", default_value = "image_retrieval")]
     pub db_name: String,
     /// Show only scores above this, from 0 to 1: half the cosine, plus a half. The original's value is the default
@@ -270,6 +271,8 @@ pub enum OriginalEngine {
     Faiss,
     /// Elasticsearch, loaded with the file unless it holds it already
     Es,
+    /// Milvus, the same way, in programs with the feature `milvus`
+    Milvus,
 }
 
 #[derive(Debug, Args)]

@@ -14,6 +14,7 @@ use toml::{Table, Value};
 use crate::engines::elastic::{self, ElasticConfig, Product};
 use crate::engines::faiss::{self, FaissConfig, FaissSection};
 use crate::engines::hnsw::{self, HnswConfig};
+use crate::engines::milvus::{self, MilvusSection};
 use crate::engines::{EngineConfig, EngineName};
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
@@ -117,6 +118,7 @@ struct LoadFile {
     faiss: Option<FaissSection>,
     elasticsearch: Option<ElasticConfig>,
     opensearch: Option<ElasticConfig>,
+    milvus: Option<MilvusSection>,
 }
 
 impl LoadFile {
@@ -164,6 +166,14 @@ impl LoadFile {
                     engines.push(server(Product::Elasticsearch, self.elasticsearch.clone())?)
                 }
                 EngineName::Opensearch => engines.push(server(Product::OpenSearch, self.opensearch.clone())?),
+                EngineName::Milvus => {
+                    let mut section = self.milvus.clone().unwrap_or_default();
+                    if section.alias.is_empty() {
+                        section.alias = milvus::name_of(name);
+                    }
+                    section.check().map_err(keyed)?;
+                    engines.extend(section.engines().into_iter().map(EngineConfig::Milvus));
+                }
             }
         }
         Ok(engines)
@@ -418,7 +428,7 @@ pub struct Evaluate {
     pub depth: Option<usize>,
 }
 
-const PATH_KEYS: [&str; 11] = [
+const PATH_KEYS: [&str; 12] = [
     "work",
     "cache",
     "input.gallery",
@@ -429,6 +439,7 @@ const PATH_KEYS: [&str; 11] = [
     "baseline.file",
     "load.elasticsearch.ca",
     "load.opensearch.ca",
+    "load.milvus.ca",
     "report.prometheus",
 ];
 
@@ -454,9 +465,9 @@ impl PipelineConfig {
         let as_written = toml::from_str::<PipelineFile>(&text);
         let environment: Vec<(String, String)> = environment.collect();
         let mut changes = changes(overrides, environment.iter().cloned())?;
-        for product in named_products(&table, &changes) {
+        for engine in named_engines(&table, &changes) {
             // Before all others, so that those win.
-            changes.splice(..0, elastic_environment(product, &environment));
+            changes.splice(..0, server_environment(&engine, &environment));
         }
         if changes.is_empty() || !is_missing_key(&as_written) {
             as_written.map_err(|error| parse_error(&origin, Some(&text), &error))?;
@@ -652,27 +663,32 @@ fn changes(
     Ok(changes)
 }
 
-/// The servers among the engines that `load.engine`, as it will be, names.
-fn named_products(table: &Table, changes: &[Change]) -> Vec<Product> {
+/// The engines that `load.engine`, as it will be, names.
+fn named_engines(table: &Table, changes: &[Change]) -> Vec<String> {
     let changed = changes.iter().rev().find(|change| change.key == ["load", "engine"]);
     let value = changed.map(|change| &change.value).or_else(|| table.get("load")?.get("engine"));
     let names = match value {
         Some(Value::Array(names)) => names.iter().collect(),
         name => Vec::from_iter(name),
     };
-    names.into_iter().filter_map(|name| Product::of_engine(name.as_str()?)).collect()
+    names.into_iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect()
 }
 
-/// The variables that say where the server is, as changes of its section.
-fn elastic_environment(product: Product, environment: &[(String, String)]) -> Vec<Change> {
+/// The variables that say where an engine's server is, as changes of its section; none for one without a server.
+fn server_environment(engine: &str, environment: &[(String, String)]) -> Vec<Change> {
     let variable =
         |name: &str| environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
+    let found = match Product::of_engine(engine) {
+        Some(product) => elastic::environment(product, &variable),
+        None if engine == milvus::NAME => milvus::environment(&variable),
+        None => Vec::new(),
+    };
     let change = |(variable, key, value): (&str, &str, String)| Change {
         origin: format!("environment variable {variable}"),
-        key: ["load", product.engine(), key].map(str::to_owned).to_vec(),
+        key: ["load", engine, key].map(str::to_owned).to_vec(),
         value: Value::String(value),
     };
-    elastic::environment(product, &variable).into_iter().map(change).collect()
+    found.into_iter().map(change).collect()
 }
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.

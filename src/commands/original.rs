@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use anyhow::Context;
-use tokio::runtime::{Handle, Runtime};
+use tokio::runtime::Runtime;
 
 use crate::cli::{Compute, Index, OriginalEngine, Retrieve};
 use crate::embedders::{self, Embedder};
-use crate::engines::elastic::{self, Address, Elastic, ElasticConfig, Layout, Product};
+use crate::engines::elastic::{self, Address, ElasticConfig, Layout, Product};
 use crate::engines::faiss::FaissConfig;
-use crate::engines::{self, EngineConfig, EngineError, Query, Server, Source, VectorIndex};
+use crate::engines::milvus::{self, MilvusConfig};
+use crate::engines::{self, EngineConfig, EngineError, Query, Source, VectorIndex};
 use crate::exchange;
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::STOP;
@@ -93,8 +94,9 @@ pub fn retrieve(args: &Retrieve) -> anyhow::Result<Exit> {
             in_memory(&EngineConfig::Faiss(config), &gallery, spec.non_negative, &runtime)?
         }
         OriginalEngine::Es => {
-            Box::new(in_elasticsearch(args, &gallery, spec.non_negative, runtime.handle())?)
+            on_server(args, &in_elasticsearch(args)?, &gallery, spec.non_negative, &runtime)?
         }
+        OriginalEngine::Milvus => on_server(args, &in_milvus(args)?, &gallery, spec.non_negative, &runtime)?,
     };
     let options = picture_options(&spec);
     let mut embedder = open(spec, &args.compute)?;
@@ -131,14 +133,43 @@ fn in_memory(
     Ok(index)
 }
 
-/// The file's vectors behind alias `--db_name`, in the original's mapping and shards. The original deletes and reloads the index
-/// for each search; here that is done once for each file, beside the index in use.
-fn in_elasticsearch(
+/// The file's vectors behind alias `--db_name`. The original deletes and reloads the index for each search; here that is done once
+/// for each file, beside the index in use.
+fn on_server(
     args: &Retrieve,
+    config: &EngineConfig,
     gallery: &EmbeddingBatch,
     non_negative: bool,
-    handle: &Handle,
-) -> anyhow::Result<Elastic> {
+    runtime: &Runtime,
+) -> anyhow::Result<Box<dyn VectorIndex>> {
+    let file = std::fs::read(&args.index_file)
+        .with_context(|| format!("cannot read {}", args.index_file.display()))?;
+    let source =
+        Source { fingerprint: sha256_hex(&file), dim: gallery.dim, table: "hdf5".to_owned(), version: 0 };
+    let mut index = engines::open(config, non_negative, runtime.handle())?;
+    let Some(server) = index.as_server() else { return Ok(index) };
+    match server.prepare(&source)? {
+        Some(standing) => {
+            server.reuse(&standing)?;
+        }
+        None => {
+            server.create_for(&source)?;
+            server.upsert(gallery)?;
+            let (found, rejected) = (server.commit()?, server.sent().rejected.len());
+            if found != gallery.len() as u64 {
+                let reason =
+                    format!("{found} of {} pictures are searchable, {rejected} rejected", gallery.len());
+                return Err(EngineError::Failed { engine: config.name(), reason }.into());
+            }
+            server.finish()?;
+        }
+    }
+    tracing::info!("{}", server.promote()?);
+    Ok(index)
+}
+
+/// Elasticsearch as the environment names it, with the original's mapping and shards.
+fn in_elasticsearch(args: &Retrieve) -> anyhow::Result<EngineConfig> {
     let mut config = ElasticConfig {
         alias: args.db_name.clone(),
         shards: 2,
@@ -150,38 +181,30 @@ fn in_elasticsearch(
         elastic::environment(Product::Elasticsearch, &|name| std::env::var(name).ok())
     {
         match field {
-            "url" => {
-                let address = Address::try_from(value);
-                config.url = Some(address.map_err(|reason| UsageError(format!("{variable}: {reason}")))?);
-            }
+            "url" => config.url = Some(address(variable, value)?),
             "cloud_id" => config.cloud_id = Some(value),
             _ => config.user = Some(value),
         }
     }
     config.check().map_err(|(_, reason)| UsageError(format!("--db_name: {reason}")))?;
-    let file = std::fs::read(&args.index_file)
-        .with_context(|| format!("cannot read {}", args.index_file.display()))?;
-    let source =
-        Source { fingerprint: sha256_hex(&file), dim: gallery.dim, table: "hdf5".to_owned(), version: 0 };
-    let mut index = Elastic::open(&config, non_negative, handle)?;
-    match index.prepare(&source)? {
-        Some(standing) => {
-            index.reuse(&standing)?;
-        }
-        None => {
-            index.create_for(&source)?;
-            index.upsert(gallery)?;
-            let (found, rejected) = (index.commit()?, index.sent().rejected.len());
-            if found != gallery.len() as u64 {
-                let reason =
-                    format!("{found} of {} pictures are searchable, {rejected} rejected", gallery.len());
-                return Err(EngineError::Failed { engine: config.product.engine().to_owned(), reason }.into());
-            }
-            index.finish()?;
+    Ok(EngineConfig::Elasticsearch(Box::new(config)))
+}
+
+/// Milvus as the environment names it.
+fn in_milvus(args: &Retrieve) -> anyhow::Result<EngineConfig> {
+    let mut config = MilvusConfig { alias: args.db_name.clone(), ..MilvusConfig::default() };
+    for (variable, field, value) in milvus::environment(&|name| std::env::var(name).ok()) {
+        match field {
+            "uri" => config.uri = Some(address(variable, value)?),
+            _ => config.user = Some(value),
         }
     }
-    tracing::info!("{}", index.promote()?);
-    Ok(index)
+    milvus::check_name(&config.alias).map_err(|reason| UsageError(format!("--db_name: {reason}")))?;
+    Ok(EngineConfig::Milvus(config))
+}
+
+fn address(variable: &str, value: String) -> Result<Address, UsageError> {
+    Address::try_from(value).map_err(|reason| UsageError(format!("{variable}: {reason}")))
 }
 
 /// The original's recipe, computed as asked.

@@ -14,6 +14,7 @@ pub mod faiss;
 pub mod flat;
 pub mod hnsw;
 pub mod kernels;
+pub mod milvus;
 pub mod saved;
 
 /// `load.engine` of a pipeline file.
@@ -31,6 +32,8 @@ pub enum EngineName {
     Elasticsearch,
     /// An OpenSearch server, by the same [`elastic::Elastic`].
     Opensearch,
+    /// A Milvus server, in programs with that feature: [`milvus`].
+    Milvus,
 }
 
 /// Which engine, with its options where it has any.
@@ -42,6 +45,7 @@ pub enum EngineConfig {
     Faiss(faiss::FaissConfig),
     /// Elasticsearch or OpenSearch, as its `product` says.
     Elasticsearch(Box<elastic::ElasticConfig>),
+    Milvus(milvus::MilvusConfig),
 }
 
 impl EngineConfig {
@@ -52,6 +56,7 @@ impl EngineConfig {
             EngineConfig::Hnsw(_) => hnsw::NAME.to_owned(),
             EngineConfig::Faiss(config) => config.name(),
             EngineConfig::Elasticsearch(config) => config.product.engine().to_owned(),
+            EngineConfig::Milvus(config) => config.name(),
         }
     }
 
@@ -59,6 +64,7 @@ impl EngineConfig {
     pub fn max_rejected(&self) -> Budget {
         match self {
             EngineConfig::Elasticsearch(config) => config.max_rejected,
+            EngineConfig::Milvus(config) => config.max_rejected,
             _ => Budget::Count(0),
         }
     }
@@ -79,6 +85,7 @@ pub fn open(
         EngineConfig::Elasticsearch(config) => {
             Box::new(elastic::Elastic::open(config, non_negative, handle)?)
         }
+        EngineConfig::Milvus(config) => milvus::open(config, non_negative, handle)?,
     })
 }
 

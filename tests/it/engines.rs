@@ -38,6 +38,18 @@ fn opensearch_keeps_the_contract() {
     a_server_keeps_the_contract(Node::shared_opensearch());
 }
 
+#[cfg(feature = "milvus")]
+#[test]
+fn milvus_keeps_the_contract() {
+    use imagedex::engines::milvus::{IndexKind, MilvusConfig};
+    let metrics = vec![Metric::Cosine, Metric::DotProduct, Metric::L2];
+    for (alias, index) in [("contract_flat", IndexKind::Flat), ("contract_hnsw", IndexKind::Hnsw)] {
+        let config = crate::milvus::config(crate::milvus_node::MilvusNode::shared(), alias);
+        let config = MilvusConfig { metrics: metrics.clone(), index, ..config };
+        keeps_the_contract(crate::milvus::open(&config).as_mut());
+    }
+}
+
 fn a_server_keeps_the_contract(node: &Node) {
     let config = elastic::config_of(node, "contract");
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");

@@ -1,11 +1,9 @@
-//! A real Elasticsearch (`tests/es-node`) or OpenSearch (`tests/opensearch-node`) for tests: on loopback, on free ports, in a temporary folder. It ends with the test that
-//! owns it, or with the test program, however that ends.
+//! A real Elasticsearch (`tests/es-node`) or OpenSearch (`tests/opensearch-node`) for tests: on loopback, on free ports, in a temporary folder.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -18,6 +16,7 @@ use imagedex::engines::elastic::Product;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::process::{Process, free_ports};
 use crate::support::{cache, root};
 
 /// A user's name and password on a node with security.
@@ -34,9 +33,7 @@ pub struct Node {
     folder: TempDir,
     port: u16,
     settings: Vec<String>,
-    /// The launcher, which leads the process group of launcher and server.
-    process: Child,
-    watchdog: Option<Child>,
+    process: Process,
 }
 
 impl Node {
@@ -89,8 +86,8 @@ impl Node {
             prepare(&config);
             let settings: Vec<String> = settings.iter().map(|text| (*text).to_owned()).collect();
             let port = free_ports();
-            let (process, watchdog) = spawn(product, &folder, port, &settings);
-            let mut node = Node { product, folder, port, settings, process, watchdog: Some(watchdog) };
+            let process = spawn(product, &folder, port, &settings);
+            let mut node = Node { product, folder, port, settings, process };
             match node.wait() {
                 Ok(()) => return node,
                 // Another program may take a port between our look and the server's start.
@@ -121,12 +118,7 @@ impl Node {
 
     /// Ends it as a power cut would: at once, with no word to anyone.
     pub fn kill(&mut self) {
-        if let Some(watchdog) = self.watchdog.take() {
-            release(watchdog);
-        }
-        let killed = Command::new("kill").args(["-KILL", "--", &format!("-{}", self.process.id())]).status();
-        assert!(killed.expect("kill starts").success());
-        self.process.wait().expect("it has ended");
+        self.process.kill();
         // That was the launcher. The server is not our child: it has ended when its port is closed.
         while TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
             std::thread::sleep(Duration::from_millis(10));
@@ -135,8 +127,7 @@ impl Node {
 
     /// Starts it again on the same port, with the same data.
     pub fn restart(&mut self) {
-        let (process, watchdog) = spawn(self.product, &self.folder, self.port, &self.settings);
-        (self.process, self.watchdog) = (process, Some(watchdog));
+        self.process = spawn(self.product, &self.folder, self.port, &self.settings);
         self.wait().unwrap_or_else(|log| panic!("{} did not start again:\n{log}", self.product));
     }
 
@@ -145,7 +136,7 @@ impl Node {
         let limit = Duration::from_secs(300);
         let started = Instant::now();
         let mut last = String::new();
-        while started.elapsed() < limit && self.process.try_wait().expect("its state").is_none() {
+        while started.elapsed() < limit && self.process.server.try_wait().expect("its state").is_none() {
             match self.try_request("GET", "/_cluster/health?wait_for_status=yellow&timeout=30s", None) {
                 Ok((200, _)) => return Ok(()),
                 Ok((status, answer)) => last = format!("{status} {answer}"),
@@ -277,17 +268,6 @@ impl Node {
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(mut watchdog) = self.watchdog.take() {
-            drop(watchdog.stdin.take());
-            // Neither can be helped any more.
-            let _ = watchdog.wait();
-            let _ = self.process.wait();
-        }
-    }
-}
-
 /// What belongs to a server: its folder in `tests` and in the cache, and what sets it up.
 fn kit(product: Product) -> (&'static str, &'static str) {
     match product {
@@ -304,55 +284,16 @@ fn home(product: Product) -> PathBuf {
     home
 }
 
-/// Starts the server, and beside it a watchdog that ends it and removes its folder once we let go of the watchdog's input: by
-/// dropping the node, or by ending in any way. A parent-death signal would do neither: it belongs to the thread that spawned the
-/// server, which is one test's, and it is lost where root becomes `nobody`.
-fn spawn(product: Product, folder: &TempDir, port: u16, settings: &[String]) -> (Child, Child) {
-    let log = std::fs::File::create(folder.path().join("log")).expect("writable");
-    let server = Command::new("bash")
+/// Starts the server.
+fn spawn(product: Product, folder: &TempDir, port: u16, settings: &[String]) -> Process {
+    let mut command = Command::new("bash");
+    command
         .arg(root().join("tests").join(kit(product).0).join("run.sh"))
         .arg(home(product))
         .arg(port.to_string())
         .arg(folder.path())
-        .args(settings)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a file"))
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .expect("bash starts");
-    let watchdog = Command::new("sh")
-        // `kill` of some shells knows no `--`. A server that is being killed may still write a file.
-        .args(["-c", "cat; kill -KILL -$0; rm -rf \"$1\" || { sleep 1; rm -rf \"$1\"; }"])
-        .arg(server.id().to_string())
-        .arg(folder.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        // Ctrl-C on the tests must not reach it first.
-        .process_group(0)
-        .spawn()
-        .expect("sh starts");
-    (server, watchdog)
-}
-
-/// Ends a watchdog, and nothing else: its process group is itself and what it runs.
-fn release(mut watchdog: Child) {
-    let group = format!("-{}", watchdog.id());
-    let ended = Command::new("kill").args(["-KILL", "--", &group]).status();
-    assert!(ended.expect("kill starts").success());
-    watchdog.wait().expect("it has ended");
-}
-
-/// A port that is free, and the next one, for the transport. Below those that the kernel gives to outgoing connections: a port
-/// must still be free when its server starts again.
-fn free_ports() -> u16 {
-    loop {
-        let port = fastrand::u16(15_000..32_000);
-        if (port..=port + 1).all(|port| TcpListener::bind(("127.0.0.1", port)).is_ok()) {
-            return port;
-        }
-    }
+        .args(settings);
+    Process::start(&mut command, folder)
 }
 
 #[test]
@@ -416,20 +357,4 @@ fn it_asks_who_is_there_and_what_they_may_do() {
     assert_eq!(status(Some(READER), "PUT", "/theirs"), 403);
     assert_eq!(status(Some(ADMIN), "PUT", "/ours"), 200);
     assert_eq!(status(Some(READER), "GET", "/ours/_count"), 200);
-}
-
-#[test]
-fn it_ends_when_its_owner_is_killed() {
-    // The owner is a shell, which stands for a test program: it holds the watchdog's input, and dies by signal 9.
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let (mut server, mut watchdog) = spawn(Product::Elasticsearch, &folder, free_ports(), &[]);
-    let input = watchdog.stdin.take().expect("its input");
-    let mut owner =
-        Command::new("sleep").arg("1000").stdout(Stdio::from(input)).spawn().expect("sleep starts");
-    assert!(server.try_wait().expect("its state").is_none(), "the server has ended too early");
-    owner.kill().expect("it can be killed");
-    owner.wait().expect("it has ended");
-    watchdog.wait().expect("it has ended");
-    assert_eq!(server.wait().expect("it has ended").signal(), Some(9));
-    assert!(!folder.path().exists(), "its folder is still there");
 }

@@ -14,10 +14,15 @@ mod evaluation;
 mod gate;
 mod golden_features;
 mod html;
+#[cfg(feature = "milvus")]
+mod milvus;
+#[cfg(feature = "milvus")]
+mod milvus_node;
 mod models;
 mod opensearch;
 mod outputs;
 mod parity;
+mod process;
 mod quickstart;
 mod readers;
 mod setup;

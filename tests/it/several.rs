@@ -78,17 +78,25 @@ fn the_recall_report_over_shop_photos() {
     let work = folder.path().join("work");
     let pipeline = root().join("pipelines/recall.toml");
     let faiss = if cfg!(feature = "faiss") { "'faiss', " } else { "" };
+    let milvus = if cfg!(feature = "milvus") { ", 'milvus'" } else { "" };
     let mut run = vec!["run".to_owned(), pipeline.display().to_string()];
     for change in [
         format!("work={}", work.display()),
         format!("features.table={}", work.join("features").display()),
         format!("input.gallery={}", grocery.join("dataset/train").display()),
         format!("input.queries={}", grocery.join("dataset/test").display()),
-        format!("load.engine=['flat', 'hnsw', {faiss}'elasticsearch', 'opensearch']"),
+        format!("load.engine=['flat', 'hnsw', {faiss}'elasticsearch', 'opensearch'{milvus}]"),
         format!("load.elasticsearch.url={}", Node::shared().url()),
         "load.elasticsearch.alias=recall-of-photos".to_owned(),
         format!("load.opensearch.url={}", Node::shared_opensearch().url()),
         "evaluate.max_queries=200".to_owned(),
+    ] {
+        run.extend(["--set".to_owned(), change]);
+    }
+    #[cfg(feature = "milvus")]
+    for change in [
+        format!("load.milvus.uri={}", crate::milvus_node::MilvusNode::shared().url()),
+        "load.milvus.alias=recall_of_photos".to_owned(),
     ] {
         run.extend(["--set".to_owned(), change]);
     }
@@ -97,6 +105,9 @@ fn the_recall_report_over_shop_photos() {
     let summary: Value = serde_json::from_str(&summary).expect("JSON");
     let mut expected = vec!["flat", "hnsw", "elasticsearch", "elasticsearch knn int8_hnsw 100"];
     expected.extend(["opensearch", "opensearch knn hnsw 100"]);
+    if cfg!(feature = "milvus") {
+        expected.extend(["milvus", "milvus HNSW"]);
+    }
     if cfg!(feature = "faiss") {
         expected.splice(2..2, ["faiss", "faiss HNSW32,Flat"]);
     }

@@ -252,7 +252,7 @@ impl TryFrom<String> for Address {
         }
         if !url.username().is_empty() || url.password().is_some() {
             return Err("the URL of the server holds a user or password, which others could read; set `user` beside it, and the \
-                        environment variable ELASTIC_PASSWORD (of OpenSearch: OPENSEARCH_PASSWORD) instead"
+                        environment variable ELASTIC_PASSWORD (OPENSEARCH_PASSWORD, MILVUS_PASSWORD) instead"
                 .to_owned());
         }
         Ok(Address(url))

@@ -46,6 +46,8 @@ impl Judge<'_> {
         let most_k = self.ks.last().copied().unwrap_or(1);
         let whole = self.keep_whole.then(|| ranked.clone());
         ranked.truncate(most_k.max(ranking::COMPARED) + ranking::MARGIN);
+        // Kept for each query of the mode, where a whole ranking's room is half a megabyte in a gallery of 60,000.
+        ranked.shrink_to_fit();
         let has_measures = judgement.state() == QueryState::Evaluated;
         Outcome {
             measures: has_measures.then(|| Measures::of(&relevant, judgement.relevant, self.ks)),
