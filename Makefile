@@ -21,7 +21,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -201,10 +201,16 @@ recall: setup build-features setup-es setup-opensearch setup-milvus ## every eng
 	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml)
 
 CIFAR := $(IMAGEDEX_CACHE)/samples/cifar10-full
-recall-full: samples-full build-features setup-es setup-opensearch setup-milvus ## the same over all 60,000 sample pictures; the first time half an hour
-	$(call with-servers,$(IMAGEDEX) run pipelines/recall.toml --set work=runs/recall-full --set features.table=runs/recall-full/features \
-		--set input.gallery="$(CIFAR)/gallery" --set input.queries="$(CIFAR)/queries" --set load.elasticsearch.alias=recall-full --set load.opensearch.alias=recall-full \
-		--set load.milvus.alias=recall_full)
+# $(1): name of the work folder and the aliases; $(2): gallery; $(3): queries.
+recall-over = $(call with-servers,$(IMAGEDEX) run pipelines/recall.toml --set work=runs/$(1) --set features.table=runs/$(1)/features \
+	--set input.gallery="$(2)" --set input.queries="$(3)" --set load.elasticsearch.alias=$(1) --set load.opensearch.alias=$(1) \
+	--set load.milvus.alias=$(subst -,_,$(1)))
+
+recall-10k: samples-full build-features setup-es setup-opensearch setup-milvus ## the same over 10,000 pictures, asked with 1,000 others
+	$(call recall-over,recall-10k,$(CIFAR)/queries,$(IMAGEDEX_CACHE)/samples/cifar10/gallery)
+
+recall-full: samples-full build-features setup-es setup-opensearch setup-milvus ## the same over 50,000 pictures, asked with 1,000 of 10,000 others; the first time half an hour
+	$(call recall-over,recall-full,$(CIFAR)/gallery,$(CIFAR)/queries)
 
 bench-evaluate: index setup-peers ## 10,000 queries in 60,000 pictures by four metrics, beside numpy and scipy
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)

@@ -156,6 +156,13 @@ fn settings(config: &PipelineConfig) -> anyhow::Result<Vec<(Setting, PipelineCon
         let reason = "the pipeline file has no section [sweep]; name what to try, such as pooling = [\"max\", \"avg\"]";
         return Err(UsageError(reason.to_owned()).into());
     }
+    if let Some(server) = config.engines.iter().find(|engine| engine.is_server()) {
+        let reason = format!(
+            "a sweep searches in memory, and load.engine names {}; try --set load.engine=flat",
+            server.name()
+        );
+        return Err(UsageError(reason).into());
+    }
     let mut settings = Vec::new();
     for &pooling in &or(pooling) {
         for &precision in &precisions {

@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::aligned::AlignedLanes;
 use super::kernels::{self, Kernel, LANES, Lanes, Sum};
 use super::{EngineError, Footprint, Hit, Query, Ranker, Searcher, VectorIndex};
 use crate::metric::Metric;
@@ -240,7 +241,7 @@ impl VectorIndex for Flat {
     fn footprint(&self) -> Footprint {
         let bytes = self.table.as_ref().map_or(0, |table| {
             let ids: usize = table.ids.iter().map(|id| id.capacity() + size_of::<String>()).sum();
-            ids + size_of_val(table.rows.as_slice())
+            ids + table.rows.bytes()
                 + size_of_val(table.norms.as_slice())
                 + size_of_val(table.inverse_norms.as_slice())
         });
@@ -259,7 +260,7 @@ struct Table {
     width: usize,
     ids: Vec<String>,
     /// `[ids.len(), width]`
-    rows: Vec<Lanes>,
+    rows: AlignedLanes,
     /// L2 norm of each row.
     norms: Vec<f64>,
     /// `1 / norm`, or 0 for a row of zeros.
@@ -276,7 +277,7 @@ impl Table {
             dim,
             width: kernels::width(dim),
             ids: Vec::new(),
-            rows: Vec::new(),
+            rows: AlignedLanes::default(),
             norms: Vec::new(),
             inverse_norms: Vec::new(),
             longest: 0.0,
@@ -297,7 +298,7 @@ impl Table {
         let mut table = Table::empty(self.dim);
         let most = self.len() + changes.len();
         table.ids.reserve_exact(most);
-        table.rows.reserve_exact(most * self.width);
+        table.rows = AlignedLanes::with_capacity(most * self.width);
         let mut old = self.ids.iter().enumerate().peekable();
         for (id, change) in changes {
             table.copy_while(self, &mut old, |old_id| *old_id < id);
@@ -519,7 +520,8 @@ impl Search<'_> {
     /// The closest rows of one range, for a tile of queries.
     fn scan(&self, metric: Metric, queries: &[&Prepared], range: Range<usize>) -> Vec<Best> {
         let width = self.table.width;
-        let vectors: Vec<Lanes> = queries.iter().flat_map(|query| query.vector.iter().copied()).collect();
+        let mut vectors = AlignedLanes::with_capacity(queries.len() * width);
+        queries.iter().for_each(|query| vectors.extend_from_slice(&query.vector));
         let inverse_norms: Vec<f32> = queries.iter().map(|query| (1.0 / query.norm) as f32).collect();
         let mut best: Vec<Best> = queries.iter().map(|query| Best::new(query.k + SPARE)).collect();
         let mut sums = vec![0.0; queries.len() * BLOCK];

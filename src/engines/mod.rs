@@ -9,6 +9,7 @@ use crate::config::Budget;
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
+mod aligned;
 pub mod elastic;
 pub mod faiss;
 pub mod flat;
@@ -58,6 +59,11 @@ impl EngineConfig {
             EngineConfig::Elasticsearch(config) => config.product.engine().to_owned(),
             EngineConfig::Milvus(config) => config.name(),
         }
+    }
+
+    /// Whether it is a place that other programs search too.
+    pub fn is_server(&self) -> bool {
+        matches!(self, EngineConfig::Elasticsearch(_) | EngineConfig::Milvus(_))
     }
 
     /// How many pictures the engine may refuse before a load fails.

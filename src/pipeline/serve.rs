@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::{Extracted, Run, StageClock};
 use crate::commands::say;
 use crate::engines::{self, EngineConfig, EngineError, VectorIndex};
-use crate::exit::{Exit, UsageError};
+use crate::exit::Exit;
 use crate::interrupt;
 use crate::models::card::Card;
 use crate::stages::baseline::Baseline;
@@ -255,24 +255,18 @@ impl Run<'_> {
     /// The same in memory, on vectors in `space`, without timing: what a sweep compares.
     pub fn evaluate_in_memory(&self, space: Space) -> anyhow::Result<Vec<Evaluation>> {
         let [gallery, queries] = self.test_set()?.map(|batch| space.of(&batch));
-        let config = &self.config.engines[0];
-        let mut index = self.open_engine(config)?;
-        if index.as_server().is_some() {
-            let reason = format!(
-                "a sweep searches in memory, and load.engine is {}; try --set load.engine=flat",
-                index.name()
-            );
-            return Err(UsageError(reason).into());
-        }
-        index.create(gallery.dim)?;
-        index.upsert(&gallery)?;
-        index.commit()?;
         let options = EvaluateOptions { space, timing: false, ..self.evaluate_options() };
-        Ok(index
-            .arms()
-            .into_iter()
-            .map(|arm| evaluate::evaluate(arm, &gallery, &queries, &options))
-            .collect::<Result<_, _>>()?)
+        let mut evaluations = Vec::new();
+        for config in &self.config.engines {
+            let mut index = self.open_engine(config)?;
+            index.create(gallery.dim)?;
+            index.upsert(&gallery)?;
+            index.commit()?;
+            for arm in index.arms() {
+                evaluations.push(evaluate::evaluate(arm, &gallery, &queries, &options)?);
+            }
+        }
+        Ok(evaluations)
     }
 
     /// Feature table → engines → measures → gate → report → what users search. What is not promoted is removed.

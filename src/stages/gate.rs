@@ -353,6 +353,7 @@ mod tests {
             repeated_hits: 0,
             micro: Measures::mean(&measures),
             macro_: None,
+            macro_intervals: None,
             micro_with_unanswerable: None,
             classes: Vec::new(),
             ties: Vec::new(),

@@ -30,4 +30,5 @@ mod several;
 mod sql;
 mod statistics;
 mod store;
+mod sweep;
 mod trec;

@@ -1,6 +1,8 @@
 //! Intervals and tests equal scipy's on the same draws: tests/python/statistics.py repeats ours in numpy and hands them to scipy.
 
-use imagedex::stages::evaluate::{Contender, DRAWS, Measure, Measures, Table, all_pairs, bootstrap, wilson};
+use imagedex::stages::evaluate::{
+    Contender, DRAWS, Measure, Measures, Table, all_pairs, bootstrap, bootstrap_by_class, wilson,
+};
 use serde_json::{Value, json};
 
 use crate::readers::{python, run_python};
@@ -48,6 +50,24 @@ fn intervals_and_tests_are_scipys_on_the_same_draws() {
                 "wilson": (column == 1).then_some(share),
             }));
         }
+    }
+    // Means over classes, of very different sizes; one of them has a single query.
+    for sizes in [vec![1, 4, 7], vec![20, 3, 1, 16]] {
+        let n: usize = sizes.iter().sum();
+        let rows: Vec<[f64; 1]> = (0..n).map(|_| [values(&mut random)[0]]).collect();
+        let mut ranges = Vec::new();
+        for size in &sizes {
+            let next = ranges.last().map_or(0, |range: &std::ops::Range<usize>| range.end);
+            ranges.push(next..next + size);
+        }
+        let class_of = |i| ranges.iter().position(|range| range.contains(&i));
+        let table = Table::new(rows.iter().map(<[f64; 1]>::as_slice));
+        cases.push(json!({
+            "values": rows.iter().map(|row| row[0]).collect::<Vec<_>>(),
+            "classes": (0..n).map(class_of).collect::<Vec<_>>(),
+            "draws": DRAWS,
+            "interval": bootstrap_by_class(&table, &ranges)[0],
+        }));
     }
     let input = cases.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     let checked = run_python(&python, "statistics.py", &[], std::path::Path::new("."), &input);

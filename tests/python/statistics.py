@@ -115,5 +115,25 @@ def check(case):
     return {name: abs(float(value)) for name, value in off.items()}
 
 
+def by_class(values, classes):
+    return np.mean([np.mean(values[classes == one]) for one in np.unique(classes)])
+
+
+def check_classes(case):
+    values, classes, draws = np.array(case["values"]), np.array(case["classes"]), case["draws"]
+    found = bootstrap(
+        (values, classes),
+        by_class,
+        n_resamples=draws,
+        method="BCa",
+        rng=Replay(len(values), draws),
+        vectorized=False,
+        paired=True,
+    ).confidence_interval
+    interval = case["interval"]
+    return {"class low": abs(found.low - interval["low"]), "class high": abs(found.high - interval["high"])}
+
+
 for line in sys.stdin:
-    print(json.dumps(check(json.loads(line))), flush=True)
+    case = json.loads(line)
+    print(json.dumps(check_classes(case) if "classes" in case else check(case)), flush=True)

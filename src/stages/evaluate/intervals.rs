@@ -3,6 +3,8 @@
 //! They say nothing of another gallery, and of queries that depend on each other (ten photos of one product) they promise too
 //! much.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal};
 
@@ -56,6 +58,31 @@ impl MeasureIntervals {
         Some(MeasureIntervals { low, high })
     }
 
+    /// Over the same draws of queries, of the mean over classes of their means; bootstrapped (BCa). Nothing of fewer than two queries.
+    ///
+    /// A class that a draw leaves out is left out of its mean, as it would be had those queries been asked.
+    pub fn by_class(classes: &[Vec<&Measures>]) -> Option<MeasureIntervals> {
+        let queries = || classes.iter().flatten();
+        let first = queries().next()?;
+        if queries().count() < 2 {
+            return None;
+        }
+        let rows: Vec<Vec<f64>> = queries().map(|measures| measures.values()).collect();
+        let table = Table::new(rows.iter().map(Vec::as_slice));
+        let mut ranges = Vec::new();
+        let mut next = 0;
+        for class in classes.iter().filter(|class| !class.is_empty()) {
+            ranges.push(next..next + class.len());
+            next += class.len();
+        }
+        let intervals = bootstrap_by_class(&table, &ranges);
+        let ends = |end: fn(&Interval) -> f64| -> Vec<f64> { intervals.iter().map(end).collect() };
+        Some(MeasureIntervals {
+            low: first.with_values(&ends(|interval| interval.low)),
+            high: first.with_values(&ends(|interval| interval.high)),
+        })
+    }
+
     /// The interval of one measure, if its cut-off is one of the cut-offs.
     pub fn interval(&self, measure: Measure) -> Option<Interval> {
         Some(Interval { low: measure.of(&self.low)?, high: measure.of(&self.high)? })
@@ -82,39 +109,80 @@ pub fn bootstrap(table: &Table) -> Vec<Interval> {
     draws.into_iter().enumerate().map(|(column, means)| bca(table.column(column), means)).collect()
 }
 
+/// The interval of each column's mean over classes of their means; the rows of a class are those of a range.
+pub fn bootstrap_by_class(table: &Table, classes: &[Range<usize>]) -> Vec<Interval> {
+    let draws = table.bootstrap_by_class(classes, DRAWS);
+    let of_column = |(column, means): (usize, Vec<f64>)| {
+        let values: Vec<f64> = table.column(column).collect();
+        let count = classes.len() as f64;
+        let mean_of = |class: &Range<usize>| values[class.clone()].iter().sum::<f64>() / class.len() as f64;
+        let mean = classes.iter().map(mean_of).sum::<f64>() / count;
+        if let Some(same) = all_equal(values.iter().copied()) {
+            return Interval { low: same, high: same };
+        }
+        // Without one query at a time: its class has another mean then, or is gone.
+        let mut without = Vec::with_capacity(values.len());
+        for class in classes {
+            let (own, n) = (mean_of(class), class.len() as f64);
+            without.extend(values[class.clone()].iter().map(|value| match class.len() {
+                1 => (mean * count - own) / (count - 1.0),
+                _ => mean + ((own * n - value) / (n - 1.0) - own) / count,
+            }));
+        }
+        let middle = without.iter().sum::<f64>() / without.len() as f64;
+        let (two, three) = moments(without.iter().map(|value| middle - value));
+        ends(mean, three / (6.0 * two.powf(1.5)), means)
+    };
+    draws.into_iter().enumerate().map(of_column).collect()
+}
+
 /// The bias-corrected and accelerated interval of a mean (Efron 1987), from `values` and the means of their draws.
 ///
 /// The acceleration is that of the jackknife, which has a closed form for a mean; quantiles are interpolated as numpy does.
-pub fn bca(values: impl Iterator<Item = f64> + Clone, mut means: Vec<f64>) -> Interval {
-    let n = values.clone().count() as f64;
-    let mean = values.clone().sum::<f64>() / n;
-    let (least, most) =
-        values.clone().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
-    if means.is_empty() || least >= most {
-        // Equal values leave no doubt; their sum is rounded, they are not.
-        let value = if least.is_finite() { least } else { mean };
-        return Interval { low: value, high: value };
+pub fn bca(values: impl Iterator<Item = f64> + Clone, means: Vec<f64>) -> Interval {
+    let mean = values.clone().sum::<f64>() / values.clone().count() as f64;
+    if let Some(same) = all_equal(values.clone()) {
+        return Interval { low: same, high: same };
     }
-    means.sort_unstable_by(f64::total_cmp);
-    let (sum_squares, sum_cubes) =
-        values.map(|value| value - mean).fold((0.0, 0.0), |(two, three), d| (two + d * d, three + d * d * d));
-    // Draws that equal the mean but for rounding are neither above nor below it.
-    let tolerance = 1e-12 * mean.abs().max(1e-3);
-    let below = means.partition_point(|drawn| *drawn < mean - tolerance);
-    let up_to = means.partition_point(|drawn| *drawn <= mean + tolerance);
-    let bias = normal_quantile((below + up_to) as f64 / (2 * means.len()) as f64);
-    let acceleration = sum_cubes / (6.0 * sum_squares.powf(1.5));
+    let (two, three) = moments(values.map(|value| value - mean));
+    ends(mean, three / (6.0 * two.powf(1.5)), means)
+}
+
+/// The one value that all of them are: equal values leave no doubt. Their sum is rounded, they are not.
+fn all_equal(mut values: impl Iterator<Item = f64>) -> Option<f64> {
+    let first = values.next()?;
+    values.all(|value| value == first).then_some(first)
+}
+
+/// The sums of squares and of cubes.
+fn moments(differences: impl Iterator<Item = f64>) -> (f64, f64) {
+    differences.fold((0.0, 0.0), |(two, three), d| (two + d * d, three + d * d * d))
+}
+
+/// The ends of the interval of a figure, from its draws.
+fn ends(figure: f64, acceleration: f64, mut draws: Vec<f64>) -> Interval {
+    let [Some(least), Some(most)] =
+        [draws.iter().copied().reduce(f64::min), draws.iter().copied().reduce(f64::max)]
+    else {
+        return Interval { low: figure, high: figure };
+    };
+    draws.sort_unstable_by(f64::total_cmp);
+    // Draws that equal the figure but for rounding are neither above nor below it.
+    let tolerance = 1e-12 * figure.abs().max(1e-3);
+    let below = draws.partition_point(|drawn| *drawn < figure - tolerance);
+    let up_to = draws.partition_point(|drawn| *drawn <= figure + tolerance);
+    let bias = normal_quantile((below + up_to) as f64 / (2 * draws.len()) as f64);
     let end = |share: f64| {
         let z = bias + normal_quantile(share);
-        quantile(&means, normal().cdf(bias + z / (1.0 - acceleration * z)))
+        quantile(&draws, normal().cdf(bias + z / (1.0 - acceleration * z)))
     };
     let tail = (1.0 - CONFIDENCE) / 2.0;
     let (low, high) = (end(tail), end(1.0 - tail));
-    // Where nearly all draws lie on one side of the mean there is no better statement than their range.
+    // Where nearly all draws lie on one side of the figure there is no better statement than their range.
     if low.is_finite() && high.is_finite() {
         Interval { low, high }
     } else {
-        Interval { low: means[0], high: means[means.len() - 1] }
+        Interval { low: least, high: most }
     }
 }
 

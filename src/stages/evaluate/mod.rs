@@ -31,7 +31,7 @@ use crate::engines::{EngineError, Hit, Query, Ranker, Searcher};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
-pub use intervals::{Interval, MeasureIntervals, bootstrap, wilson};
+pub use intervals::{Interval, MeasureIntervals, bootstrap, bootstrap_by_class, wilson};
 pub use leakage::{LabelError, Leakage, LeakedKind, NEAR_BITS, NEAR_COSINE, Sameness, TwinPair};
 pub use measures::{AtK, Bounds, Measure, Measures, TieAtK};
 pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, compare};
@@ -283,6 +283,8 @@ pub struct MetricEvaluation {
     /// Mean over the classes of their means.
     #[serde(rename = "macro")]
     pub macro_: Option<Measures>,
+    /// 95 % intervals of those; nothing of fewer than two queries.
+    pub macro_intervals: Option<MeasureIntervals>,
     /// Mean over evaluated and unanswerable queries, all measures of the latter 0.
     pub micro_with_unanswerable: Option<Measures>,
     /// Classes with evaluated queries, by name.
@@ -652,12 +654,14 @@ impl Run<'_> {
         let unanswerable =
             self.judgements.iter().filter(|judgement| judgement.state() == QueryState::Unanswerable).count();
         let share = evaluated as f64 / (evaluated + unanswerable).max(1) as f64;
-        let classes = self.classes(outcomes);
+        let of_class = self.by_class(outcomes);
+        let classes = self.classes(&of_class);
         Ok(MetricEvaluation {
             metric,
             depth: self.depth(),
             repeated_hits: outcomes.iter().map(|outcome| outcome.repeated).sum(),
             macro_: Measures::mean(classes.iter().map(|class| &class.measures)),
+            macro_intervals: MeasureIntervals::by_class(&of_class),
             micro_with_unanswerable: micro.as_ref().map(|micro| micro.scaled(share)),
             intervals: MeasureIntervals::of(
                 &outcomes.iter().filter_map(|outcome| outcome.measures.as_ref()).collect::<Vec<_>>(),
@@ -707,19 +711,24 @@ impl Run<'_> {
         confusion.collect()
     }
 
-    fn classes(&self, outcomes: &[Outcome]) -> Vec<ClassMeasures> {
+    /// The measures of the evaluated queries of each class.
+    fn by_class<'o>(&self, outcomes: &'o [Outcome]) -> Vec<Vec<&'o Measures>> {
         let mut of_class: Vec<Vec<&Measures>> = vec![Vec::new(); self.gallery.classes.len()];
         for (judgement, outcome) in self.judgements.iter().zip(outcomes) {
             if let (Some(class), Some(measures)) = (judgement.class, &outcome.measures) {
                 of_class[class as usize].push(measures);
             }
         }
-        let classes = of_class.into_iter().enumerate().filter_map(|(class, measures)| {
+        of_class
+    }
+
+    fn classes(&self, of_class: &[Vec<&Measures>]) -> Vec<ClassMeasures> {
+        let classes = of_class.iter().enumerate().filter_map(|(class, measures)| {
             Some(ClassMeasures {
                 label: self.gallery.classes[class].to_owned(),
                 queries: measures.len(),
                 gallery: self.gallery.class_sizes[class],
-                measures: Measures::mean(measures)?,
+                measures: Measures::mean(measures.iter().copied())?,
             })
         });
         classes.collect()

@@ -4,6 +4,8 @@
 //! Draw d uses its own stretch of one stream of numbers, so the result does not depend on the number of threads. The stream is
 //! PCG64 (XSL-RR 128/64), the generator of numpy, so that others can repeat the draws: docs/metrics.md shows how.
 
+use std::ops::Range;
+
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::Rng;
 use rayon::prelude::*;
@@ -76,6 +78,36 @@ impl Table {
                 }
             }
         })
+    }
+
+    /// The same draws of rows, of which classes are `classes`: means over the classes that were drawn of their means.
+    pub fn bootstrap_by_class(&self, classes: &[Range<usize>], draws: usize) -> Vec<Vec<f64>> {
+        let (n, columns) = (self.len(), self.columns);
+        let draw = |draw: usize| {
+            let mut weights = vec![0.0; n];
+            indices(draw, n).for_each(|index| weights[index] += 1.0);
+            let (mut total, mut drawn) = (vec![0.0; columns], 0.0);
+            for class in classes {
+                let weight: f64 = weights[class.clone()].iter().sum();
+                if weight == 0.0 {
+                    continue;
+                }
+                drawn += 1.0;
+                let mut sums = vec![0.0; columns];
+                for row in class.clone().filter(|row| weights[*row] > 0.0) {
+                    let values = &self.values[row * columns..(row + 1) * columns];
+                    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += weights[row] * value);
+                }
+                total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum / weight);
+            }
+            total.iter_mut().for_each(|total| *total /= drawn);
+            total
+        };
+        if columns == 0 || n == 0 {
+            return Vec::new();
+        }
+        let drawn: Vec<Vec<f64>> = (0..draws).into_par_iter().map(draw).collect();
+        (0..columns).map(|column| drawn.iter().map(|means| means[column]).collect()).collect()
     }
 
     /// Weighted sums of the rows over their number. `weigh` fills the weights of one draw, each [`BLOCK`] apart.

@@ -100,7 +100,7 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
     if !micro.rows.is_empty() {
         writeln!(out, "Mean over queries (n = {n}):\n\n{}", micro.markdown())?;
     }
-    let intervals = Table::of_intervals(&mode.metrics, &evaluation.ks);
+    let intervals = Table::of_intervals(&mode.metrics, &evaluation.ks, |metric| metric.intervals.as_ref());
     if !intervals.rows.is_empty() {
         writeln!(
             out,
@@ -117,6 +117,11 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
         let by_class =
             Table::of_metrics(&mode.metrics, &evaluation.ks, classes, |metric| metric.macro_.as_ref());
         writeln!(out, "Mean over classes (n = {classes}):\n\n{}", by_class.markdown())?;
+        let intervals =
+            Table::of_intervals(&mode.metrics, &evaluation.ks, |metric| metric.macro_intervals.as_ref());
+        if !intervals.rows.is_empty() {
+            writeln!(out, "95 % intervals of those, over queries (bootstrap):\n\n{}", intervals.markdown())?;
+        }
     }
     for note in notes(evaluation, mode) {
         writeln!(out, "- {note}")?;

@@ -1,6 +1,6 @@
 //! Rows of cells, and the table of measures that Markdown and the terminal share.
 
-use crate::stages::evaluate::{Measure, Measures, MetricEvaluation};
+use crate::stages::evaluate::{Measure, MeasureIntervals, Measures, MetricEvaluation};
 
 /// A table whose first column is text; all others are numbers.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,11 +35,15 @@ impl Table {
     }
 
     /// The ends of the intervals of the same measures; a row for each metric that has any.
-    pub fn of_intervals(metrics: &[MetricEvaluation], ks: &[usize]) -> Table {
+    pub fn of_intervals(
+        metrics: &[MetricEvaluation],
+        ks: &[usize],
+        of: impl Fn(&MetricEvaluation) -> Option<&MeasureIntervals>,
+    ) -> Table {
         let mut header = vec!["metric".to_owned()];
         header.extend(columns(ks).iter().map(Measure::to_string));
         let rows = metrics.iter().filter_map(|metric| {
-            let intervals = metric.intervals.as_ref()?;
+            let intervals = of(metric)?;
             let cells = columns(ks).into_iter().map(|column| {
                 intervals
                     .interval(column)

@@ -229,7 +229,7 @@ fn results(panel: &Panel) -> String {
     let (evaluation, mode) = (panel.evaluation, panel.mode);
     let n = mode.queries.evaluated;
     let micro = Table::of_metrics(&mode.metrics, &evaluation.ks, n, |metric| metric.micro.as_ref());
-    let intervals = Table::of_intervals(&mode.metrics, &evaluation.ks);
+    let intervals = Table::of_intervals(&mode.metrics, &evaluation.ks, |metric| metric.intervals.as_ref());
     let mut html = String::new();
     if !micro.rows.is_empty() {
         let below = if intervals.rows.is_empty() { "" } else { ", with 95 % intervals" };
@@ -240,8 +240,12 @@ fn results(panel: &Panel) -> String {
     if classes > 1 {
         let by_class =
             Table::of_metrics(&mode.metrics, &evaluation.ks, classes, |metric| metric.macro_.as_ref());
-        let caption = format!("Mean over classes (n = {classes})");
-        html += &format!("<details><summary>{caption}</summary>{}</details>\n", table(&by_class, &caption));
+        let intervals =
+            Table::of_intervals(&mode.metrics, &evaluation.ks, |metric| metric.macro_intervals.as_ref());
+        let below = if intervals.rows.is_empty() { "" } else { ", with 95 % intervals" };
+        let caption = format!("Mean over classes (n = {classes}){below}");
+        let shown = table_with(&by_class, Some(&intervals), &caption);
+        html += &format!("<details><summary>{caption}</summary>{shown}</details>\n");
     }
     html
 }
