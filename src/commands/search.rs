@@ -25,35 +25,14 @@ pub fn search(args: &Search) -> anyhow::Result<Exit> {
     let bytes = read_picture(&args.image)?;
     let run = Run::look(&config)?;
     let vector = run.embed_picture(&args.image, &bytes)?;
-    let mut index = run.searcher()?;
-    if !index.supports(args.metric) {
-        let reason = format!("engine {} has no metric {}", index.name(), args.metric);
-        return Err(UsageError(reason).into());
-    }
     let query = Query { vector: &vector, k: args.k as usize, metric: args.metric };
-    let filters = filters(&args.only)?;
-    let mut hits = match index.as_server() {
-        _ if filters.is_empty() => index.search(&query)?,
-        Some(server) => server.search_filtered(&query, &filters)?,
-        None => {
-            // All of them, of which those that pass: exact, as the engine is.
-            let passing = run.passing(&filters)?;
-            let mut hits = index.search(&Query { k: usize::MAX, ..query })?;
-            hits.retain(|hit| passing.contains(&hit.id));
-            hits.truncate(query.k);
-            hits
-        }
-    };
-    hits.retain(|hit| args.threshold.is_none_or(|threshold| hit.score >= threshold));
-    let found: Vec<String> = hits.iter().map(|hit| hit.id.clone()).collect();
-    let mut labels = match index.as_server() {
-        Some(server) => server.labels(&found)?,
-        None => run.labels(&found)?,
-    };
-    let hits = hits.into_iter().map(|Hit { id, score }| Found { label: labels.remove(&id), id, score });
+    let mut found = run.search(&query, &filters(&args.only)?)?;
+    found.hits.retain(|hit| args.threshold.is_none_or(|threshold| hit.score >= threshold));
+    let hits =
+        found.hits.into_iter().map(|Hit { id, score }| Found { label: found.labels.remove(&id), id, score });
     let answer = Answer {
         image: args.image.display().to_string(),
-        engine: index.name().to_owned(),
+        engine: found.engine,
         metric: args.metric,
         hits: hits.collect(),
     };

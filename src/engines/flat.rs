@@ -249,6 +249,37 @@ impl VectorIndex for Flat {
     }
 }
 
+/// The nearest pictures of a gallery that comes in parts, each let go of before the next: it may be larger than memory.
+#[derive(Debug)]
+pub struct Nearest<'a> {
+    query: Query<'a>,
+    flat: Flat,
+    hits: Vec<Hit>,
+}
+
+impl<'a> Nearest<'a> {
+    /// `non_negative` as in [`Metric::score`].
+    pub fn of(query: Query<'a>, non_negative: bool) -> Nearest<'a> {
+        Nearest { query, flat: Flat::new(non_negative), hits: Vec::new() }
+    }
+
+    /// Looks at some pictures, none of which it has seen before.
+    pub fn look_at(&mut self, part: &EmbeddingBatch) -> Result<(), EngineError> {
+        self.flat.create(part.dim)?;
+        self.flat.upsert(part)?;
+        self.flat.commit()?;
+        self.hits.extend(self.flat.search(&self.query)?);
+        self.hits.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.id.cmp(&b.id)));
+        self.hits.truncate(self.query.k);
+        Ok(())
+    }
+
+    /// The nearest of all that were looked at: the hits that [`Flat`] would give, had it held them at once.
+    pub fn hits(self) -> Vec<Hit> {
+        self.hits
+    }
+}
+
 fn is_finite(vector: &[f32]) -> bool {
     vector.iter().all(|x| x.is_finite())
 }

@@ -117,7 +117,13 @@ impl Hnsw {
             Some(_) => built_from(&settings, rows.ids, rows.vectors),
             None => String::new(),
         };
-        let read = |path: &str| Index::restore(path).map_err(|error| error.to_string());
+        let read = |path: &str| {
+            let index = Index::restore(path).map_err(|error| error.to_string())?;
+            // A file does not say how many threads will search.
+            let threads = rayon::current_num_threads().max(1);
+            index.reserve_capacity_and_threads(index.size(), threads).map_err(|error| error.to_string())?;
+            Ok(index)
+        };
         if let Some(index) = saved.as_ref().and_then(|saved| saved.read(&name, &from, read)) {
             // Not in the file.
             index.change_expansion_search(self.config.ef_search);

@@ -4,12 +4,14 @@
 //! the run ends with it. Among several it drops out: the others are loaded, measured and promoted, its failure stands in the report,
 //! and the run still ends with that error.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::{Extracted, Run, StageClock};
 use crate::commands::say;
-use crate::engines::{self, EngineConfig, EngineError, VectorIndex};
-use crate::exit::Exit;
+use crate::engines::flat::Nearest;
+use crate::engines::{self, EngineConfig, EngineError, Filter, Hit, Query, VectorIndex};
+use crate::exit::{Exit, UsageError};
 use crate::interrupt;
 use crate::models::card::Card;
 use crate::stages::baseline::Baseline;
@@ -20,6 +22,10 @@ use crate::stages::report::prometheus::RunFacts;
 use crate::stages::report::trec::TrecFolder;
 use crate::stages::report::{EngineFailure, Load};
 use crate::stages::scan::Split;
+use crate::stages::store::FeatureStore;
+
+/// Rows that a search reads at a time: of 512 numbers some 100 MB with what is made of them.
+const PART_ROWS: usize = 16_384;
 
 /// Engines that are ready to be loaded, and those that dropped out.
 pub struct Engines {
@@ -72,6 +78,20 @@ impl Served {
     }
 }
 
+/// What a search found.
+pub struct Answer {
+    /// Its name in reports.
+    pub engine: String,
+    /// The closest first.
+    pub hits: Vec<Hit>,
+    /// Classes of the hits, by id.
+    pub labels: BTreeMap<String, String>,
+}
+
+fn ids_of(hits: &[Hit]) -> Vec<String> {
+    hits.iter().map(|hit| hit.id.clone()).collect()
+}
+
 /// Whether a stage of this name is one of ours, done anew by each evaluation.
 pub fn is_stage(name: &str) -> bool {
     name == "evaluate" || name == "load" || name.starts_with("load: ")
@@ -107,17 +127,60 @@ impl Run<'_> {
         Ok(Engines { ready, dropped })
     }
 
-    /// The engine for searches, the first of the run: filled where it holds nothing between runs, attached to what users search
-    /// where it is a server.
-    pub fn searcher(&self) -> anyhow::Result<Box<dyn VectorIndex>> {
+    /// The nearest pictures that pass all `filters`, by the first engine of the run: on a server what users search; else what the
+    /// feature table holds, which `flat` reads part by part, so that it need not fit into memory.
+    pub fn search(&self, query: &Query, filters: &[Filter]) -> anyhow::Result<Answer> {
         let store = self.stored()?;
         let config = &self.config.engines[0];
         let mut index = self.open_engine(config)?;
-        match index.as_server() {
-            Some(server) => server.attach(&store.provenance().fingerprint, store.dim())?,
-            None => return Ok(self.load(config, index)?.index),
+        let engine = index.name().to_owned();
+        if !index.supports(query.metric) {
+            let reason = format!("engine {engine} has no metric {}", query.metric);
+            return Err(UsageError(reason).into());
         }
-        Ok(index)
+        if let Some(server) = index.as_server() {
+            server.attach(&store.provenance().fingerprint, store.dim())?;
+            let hits = match filters {
+                [] => server.search(query)?,
+                _ => server.search_filtered(query, filters)?,
+            };
+            let labels = server.labels(&ids_of(&hits))?;
+            return Ok(Answer { engine, hits, labels });
+        }
+        let passing = match filters {
+            [] => None,
+            _ => Some(self.passing(filters)?),
+        };
+        let hits = match (config, &passing) {
+            (EngineConfig::Flat, _) => self.search_in_parts(&store, query, passing.as_ref())?,
+            (_, None) => self.load(config, index)?.index.search(query)?,
+            (_, Some(passing)) => {
+                // All of them, of which those that pass.
+                let mut hits = self.load(config, index)?.index.search(&Query { k: usize::MAX, ..*query })?;
+                hits.retain(|hit| passing.contains(&hit.id));
+                hits.truncate(query.k);
+                hits
+            }
+        };
+        let labels = self.labels(&ids_of(&hits))?;
+        Ok(Answer { engine, hits, labels })
+    }
+
+    fn search_in_parts(
+        &self,
+        store: &FeatureStore,
+        query: &Query,
+        passing: Option<&BTreeSet<String>>,
+    ) -> anyhow::Result<Vec<Hit>> {
+        let mut nearest = Nearest::of(*query, Card::find(&self.config.card)?.non_negative);
+        self.block_on(store.for_each_batch(Some(Split::Gallery), PART_ROWS, |part| -> anyhow::Result<()> {
+            match passing {
+                None => nearest.look_at(part)?,
+                Some(passing) => nearest.look_at(&part.only(|picture| passing.contains(&picture.id)))?,
+            }
+            Ok(())
+        }))?;
+        Ok(nearest.hits())
     }
 
     /// Feature table → engine. The gallery alone is loaded; queries are asked.

@@ -44,12 +44,20 @@ impl EmbeddingBatch {
         if count == self.len() {
             return self;
         }
-        let rows = || (0..count).map(|i| i * self.len() / count);
+        self.of_rows(&(0..count).map(|i| i * self.len() / count).collect::<Vec<_>>())
+    }
+
+    /// The rows whose pictures are wanted, in their order.
+    pub fn only(&self, wanted: impl Fn(&Picture) -> bool) -> EmbeddingBatch {
+        self.of_rows(&(0..self.len()).filter(|&row| wanted(&self.pictures[row])).collect::<Vec<_>>())
+    }
+
+    fn of_rows(&self, rows: &[usize]) -> EmbeddingBatch {
         EmbeddingBatch {
-            pictures: rows().map(|row| self.pictures[row].clone()).collect(),
+            pictures: rows.iter().map(|&row| self.pictures[row].clone()).collect(),
             dim: self.dim,
-            vectors: rows().flat_map(|row| self.vector(row)).copied().collect(),
-            norms: rows().map(|row| self.norms[row]).collect(),
+            vectors: rows.iter().flat_map(|&row| self.vector(row)).copied().collect(),
+            norms: rows.iter().map(|&row| self.norms[row]).collect(),
         }
     }
 

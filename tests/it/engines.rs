@@ -1,10 +1,10 @@
 //! One contract, run against every engine; then `flat` against a brute force written down in five lines.
 
 use imagedex::engines::faiss::FaissConfig;
-use imagedex::engines::flat::Flat;
+use imagedex::engines::flat::{Flat, Nearest};
 use imagedex::engines::hnsw::{Hnsw, HnswConfig, Storage};
 use imagedex::engines::kernels::Kernel;
-use imagedex::engines::{self, EngineConfig, EngineError, Hit, Query, Searcher, VectorIndex};
+use imagedex::engines::{self, EngineConfig, EngineError, Hit, Query, Searcher, Source, VectorIndex};
 use imagedex::metric::Metric;
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
@@ -47,6 +47,7 @@ fn milvus_keeps_the_contract() {
         let config = crate::milvus::config(crate::milvus_node::MilvusNode::shared(), alias);
         let config = MilvusConfig { metrics: metrics.clone(), index, ..config };
         keeps_the_contract(crate::milvus::open(&config).as_mut());
+        is_opened_again_and_twice(&|| crate::milvus::open(&config));
     }
 }
 
@@ -54,13 +55,78 @@ fn a_server_keeps_the_contract(node: &Node) {
     let config = elastic::config_of(node, "contract");
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
     let config = EngineConfig::Elasticsearch(Box::new(config));
-    keeps_the_contract(engines::open(&config, true, runtime.handle()).expect("opens").as_mut());
+    let open = || engines::open(&config, true, runtime.handle()).expect("opens");
+    keeps_the_contract(open().as_mut());
+    is_opened_again_and_twice(&open);
 }
 
 #[test]
 fn every_engine_keeps_the_contract() {
     for mut engine in engines() {
         keeps_the_contract(engine.as_mut());
+    }
+    // With a folder, in which graphs are kept.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
+    let kept = || Some(folder.path().to_owned());
+    let mut configs =
+        vec![EngineConfig::Flat, EngineConfig::Hnsw(HnswConfig { folder: kept(), ..HnswConfig::default() })];
+    if cfg!(feature = "faiss") {
+        let index = "HNSW32,Flat".to_owned();
+        configs.push(EngineConfig::Faiss(FaissConfig { index, folder: kept(), ..FaissConfig::default() }));
+    }
+    for config in configs {
+        is_opened_again_and_twice(&|| engines::open(&config, true, runtime.handle()).expect("opens"));
+    }
+}
+
+/// Opened again, and by two at once: the same answers, and never two loads of one alias.
+fn is_opened_again_and_twice(open: &(dyn Fn() -> Box<dyn VectorIndex> + Sync)) {
+    let pictures = elastic::pictures(0..300, 16, 8);
+    let ask = |index: &dyn VectorIndex| {
+        let metric = Metric::ALL.into_iter().find(|metric| index.supports(*metric)).expect("a metric");
+        search(index, pictures.vector(7), 10, metric)
+    };
+    let source = Source { fingerprint: "f".to_owned(), dim: 16, table: "t".to_owned(), version: 3 };
+    let mut first = open();
+    let name = first.name().to_owned();
+    let expected = match first.as_server() {
+        None => {
+            load(first.as_mut(), &pictures);
+            ask(first.as_ref())
+        }
+        Some(server) => {
+            server.prepare(&source).expect("free");
+            server.create_for(&source).expect("created");
+            server.upsert(&pictures).expect("put in");
+            server.commit().expect("searchable");
+            let refused = open().as_server().expect("a server").prepare(&source);
+            assert!(matches!(refused, Err(EngineError::Locked(_))), "{name}: {refused:?}");
+            server.finish().expect("complete");
+            server.promote().expect("live");
+            ask(first.as_ref())
+        }
+    };
+    drop(first);
+    std::thread::scope(|scope| {
+        let again = || {
+            let mut index = open();
+            match index.as_server() {
+                None => load(index.as_mut(), &pictures),
+                Some(server) => server.attach("f", 16).expect("it is live"),
+            }
+            ask(index.as_ref())
+        };
+        let both = [scope.spawn(again), scope.spawn(again)];
+        for answer in both {
+            assert_eq!(answer.join().expect("no panic"), expected, "{name}");
+        }
+    });
+    // What stands at that version is not loaded again.
+    if let Some(server) = open().as_server() {
+        let standing = server.prepare(&source).expect("free").expect("it stands");
+        assert!(standing.live && standing.version == 3, "{name}: {standing:?}");
+        assert_eq!(server.reuse(&standing).expect("used"), 300, "{name}");
     }
 }
 
@@ -175,6 +241,28 @@ fn keeps_the_contract(engine: &mut dyn VectorIndex) {
 }
 
 #[test]
+fn a_gallery_in_parts_is_searched_as_one() {
+    let gallery = gallery(1000, 32, false, 3);
+    let asked = self::gallery(5, 32, false, 4);
+    let mut flat = Flat::new(true);
+    load(&mut flat, &gallery);
+    for metric in Metric::ALL {
+        for (i, k) in [1, 10, 1000, 5000, 7].into_iter().enumerate() {
+            let query = Query { vector: asked.vector(i), k, metric };
+            let mut nearest = Nearest::of(query, true);
+            for part in 0..4 {
+                let part =
+                    gallery.only(|picture| picture.id.bytes().last().map(|last| last % 4) == Some(part));
+                nearest.look_at(&part).expect("looked at");
+            }
+            nearest.look_at(&gallery.only(|_| false)).expect("nothing");
+            let whole = flat.search(&query).expect("searched");
+            assert_eq!(nearest.hits(), whole, "{metric} {k}");
+        }
+    }
+}
+
+#[test]
 fn engines_in_memory_score_as_flat_does_and_find_most_of_what_it_finds() {
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
     for unit in [true, false] {
@@ -256,6 +344,10 @@ fn graphs_are_kept_and_built_anew_where_anything_changed() {
         let made = time();
         assert_eq!(answer(&gallery), first, "{name}: read again, the same answers");
         assert_eq!(time(), made, "{name}: nothing was built");
+
+        // Pictures of another model in the same folder: another graph, and then the first one again.
+        assert_eq!(answer(&self::gallery(600, 48, true, 5)).len(), 10, "{name}");
+        assert_eq!(answer(&gallery), first, "{name}: built anew, the same answers");
 
         // One thread builds a graph: the same again, to the bit.
         std::fs::remove_file(path.join(format!("{name}.json"))).expect("a record");

@@ -1,8 +1,13 @@
 //! Several engines in one run: one report, and one that fails does not take the others with it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::es_node::Node;
+use crate::es_proxy::{Fault, Proxy};
 use crate::support::{Shop, root, shared};
 
 /// Two classes of eight pictures, four of them queries.
@@ -155,6 +160,44 @@ fn an_engine_that_fails_among_others_drops_out() {
     run.extend(alone.iter().flat_map(|change| ["--set".to_owned(), (*change).to_owned()]));
     crate::support::imagedex(run).exits(4);
     assert_eq!(names(&summary(&shop)["loads"]), ["flat"], "the report of the run before stays");
+}
+
+#[test]
+fn a_server_that_dies_in_the_middle_of_its_searches_drops_out() {
+    let mut node = Node::start(&[]);
+    let searches = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&searches);
+    let proxy = Proxy::before(node.port(), move |asked| {
+        if asked.path.contains("_msearch") {
+            seen.fetch_add(1, Ordering::SeqCst);
+            // Until the server is gone.
+            return Fault::Delay(Duration::from_millis(300));
+        }
+        Fault::Pass
+    });
+    let shop = shop(&format!(
+        "engine = ['elasticsearch', 'flat']\n[load.elasticsearch]\nurl = '{}'\ngive_up_seconds = 2\ntimeout_seconds = 2\n",
+        proxy.url()
+    ));
+    let said = std::thread::scope(|scope| {
+        let run = scope.spawn(|| shop.imagedex("run"));
+        while searches.load(Ordering::SeqCst) < 2 {
+            assert!(!run.is_finished(), "it ended before the server could be killed");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        node.kill();
+        run.join().expect("no panic")
+    });
+    let said = said.exits(4).complains("engine elasticsearch drops out: ");
+    assert!(said.out.contains("gallery 12 = searchable in flat 12"), "{}", said.out);
+    assert_eq!(names(&summary(&shop)["engine_failures"]), ["elasticsearch"]);
+    assert_eq!(names(&summary(&shop)["evaluations"]), ["flat"]);
+    // Nothing was promoted, and what was loaded is cleared away by the next run.
+    node.restart();
+    assert_eq!(node.behind("shop"), Vec::<String>::new());
+    node.request("DELETE", "/imagedex-locks/_doc/shop?refresh=true", None);
+    shop.imagedex("run").exits(0).says("alias shop now stands for");
+    assert_eq!(node.indices("shop").len(), 1);
 }
 
 #[test]

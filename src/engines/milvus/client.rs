@@ -16,6 +16,8 @@ use crate::interrupt;
 /// Between two tries of one request: this at first, then twice as long each time, up to five seconds.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// To remove what was begun: a server that is away keeps it, and the next run removes it.
+const CLEAN_UP: Duration = Duration::from_secs(5);
 /// To connect: a server that is there answers at once.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -26,6 +28,8 @@ pub struct Client {
     handle: Handle,
     address: String,
     give_up: Duration,
+    /// Whether a run that was asked to end stops waiting at once.
+    heeds_interrupt: bool,
     retried: Arc<Mutex<u64>>,
 }
 
@@ -80,8 +84,14 @@ impl Client {
             handle: handle.clone(),
             address,
             give_up: Duration::from_secs(config.give_up_seconds),
+            heeds_interrupt: true,
             retried: Arc::default(),
         })
+    }
+
+    /// The same for what must be done even when the run was asked to end, and is given up soon.
+    pub fn for_clean_up(&self) -> Client {
+        Client { heeds_interrupt: false, give_up: self.give_up.min(CLEAN_UP), ..self.clone() }
     }
 
     /// Where it connects to.
@@ -122,7 +132,7 @@ impl Client {
         let since = Instant::now();
         let mut wait = FIRST_WAIT;
         loop {
-            let answer = wait_for(&self.handle, until_interrupted(request(self.connected.clone())))?;
+            let answer = self.wait_unless_interrupted(request(self.connected.clone()))?;
             let error = match answer {
                 Ok(answer) => return Ok(Ok(answer)),
                 Err(error) => error,
@@ -161,7 +171,14 @@ impl Client {
 
     /// Waits, unless the run is asked to end.
     pub fn pause(&self, time: Duration) -> Result<(), EngineError> {
-        wait_for(&self.handle, until_interrupted(async { tokio::time::sleep(time).await }))
+        self.wait_unless_interrupted(async { tokio::time::sleep(time).await })
+    }
+
+    fn wait_unless_interrupted<T>(&self, work: impl Future<Output = T>) -> Result<T, EngineError> {
+        match self.heeds_interrupt {
+            true => wait_for(&self.handle, until_interrupted(work)),
+            false => Ok(wait_for(&self.handle, work)),
+        }
     }
 }
 

@@ -100,6 +100,11 @@ impl Collections {
         Collections { client: client.clone(), config: config.clone() }
     }
 
+    /// The same for what must be done even when the run was asked to end.
+    pub fn for_clean_up(&self) -> Collections {
+        Collections { client: self.client.for_clean_up(), config: self.config.clone() }
+    }
+
     /// What users search a metric by.
     pub fn alias(&self, metric: Metric) -> String {
         let alias = &self.config.alias;
@@ -229,7 +234,7 @@ impl Collections {
             made.insert(metric, name);
             if let Err(error) = created {
                 // Whatever was made; the first error is the one to tell.
-                let _ = self.drop_all(made.values());
+                let _ = self.for_clean_up().drop_all(made.values());
                 return Err(error);
             }
         }

@@ -138,7 +138,7 @@ impl Milvus {
             Some(open) => {
                 let names: Vec<&str> = open.names.values().map(String::as_str).collect();
                 tracing::info!("removing {}, which is not complete", names.join(", "));
-                self.collections()?.drop_all(open.names.values())
+                self.collections()?.for_clean_up().drop_all(open.names.values())
             }
             None => Ok(()),
         }
@@ -682,7 +682,7 @@ impl Server for Milvus {
     fn discard(&mut self) -> Result<(), EngineError> {
         self.waiting = Rows::default();
         let Some(open) = self.open.take() else { return Ok(()) };
-        self.collections()?.drop_all(open.names.values())
+        self.collections()?.for_clean_up().drop_all(open.names.values())
     }
 
     fn rollback(&mut self) -> Result<String, EngineError> {
