@@ -18,7 +18,7 @@ use crate::pipeline::Run;
 use crate::stages::evaluate::{
     self, Comparison, Evaluation, FEW_QUERIES, Interval, Measure, MetricEvaluation, Mode, Pair, Space,
 };
-use crate::stages::report::{SCHEMA_VERSION, Table, chance, decimal, range, write_whole};
+use crate::stages::report::{SCHEMA_VERSION, Table, chance, decimal, escape, range, sweep_page, write_whole};
 
 /// `[sweep]` of a pipeline file: the values to try of each setting; what is left out stays as the pipeline has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -91,7 +91,7 @@ pub struct RankedSetting {
     pub comparison: Option<Comparison>,
 }
 
-/// Runs the sweep of `config` and writes `report/sweep.json` and `report/sweep.md`.
+/// Runs the sweep of `config` and writes `report/sweep.json`, `report/sweep.md` and `report/sweep.html`.
 pub fn sweep(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let settings = settings(config)?;
     let run = Run::start(config)?;
@@ -132,9 +132,13 @@ pub fn sweep(config: &PipelineConfig) -> anyhow::Result<Exit> {
     })
     .map_err(failed)?;
     write_whole(&folder.join("sweep.md"), |out| report.markdown(out)).map_err(failed)?;
+    let page = sweep_page(&report);
+    write_whole(&folder.join("sweep.html"), |out| out.write_all(page.as_bytes())).map_err(failed)?;
     let mut text = Vec::new();
     report.plain(&mut text)?;
-    text.extend(format!("report: {}\n", folder.join("sweep.md").display()).into_bytes());
+    for name in ["sweep.md", "sweep.html"] {
+        text.extend(format!("report: {}\n", folder.join(name).display()).into_bytes());
+    }
     say(&text)?;
     Ok(Exit::Done)
 }
@@ -271,6 +275,15 @@ impl Ranking {
         }
         table
     }
+
+    /// The same as text of Markdown: names of engines come from outside.
+    pub fn escaped_table(&self) -> Table {
+        let mut table = self.table();
+        for row in &mut table.rows {
+            row[0] = escape(&row[0]);
+        }
+        table
+    }
 }
 
 /// The metrics of a cell, those that rank alike as one.
@@ -297,26 +310,17 @@ fn contenders<'a>(mode: Mode, cell: &'a SweepCell) -> Vec<Contender<'a>> {
 }
 
 impl SweepReport {
+    /// How its tables are made.
+    pub const HOW: &str = "Metrics joined by = put the same pictures in the same order. Each setting is held against the best one, \
+                           query by query (randomisation test, Holm's adjustment).";
+
     fn markdown(&self, out: &mut dyn Write) -> io::Result<()> {
-        writeln!(out, "# imagedex sweep: {}\n", crate::stages::report::escape(&self.name))?;
+        writeln!(out, "# imagedex sweep: {}\n", escape(&self.name))?;
         for ranking in &self.rankings {
-            writeln!(
-                out,
-                "## {}\n\n**{}**\n",
-                ranking.mode.name(),
-                crate::stages::report::escape(&ranking.verdict())
-            )?;
-            let mut table = ranking.table();
-            for row in &mut table.rows {
-                row[0] = crate::stages::report::escape(&row[0]);
-            }
-            writeln!(out, "{}", table.markdown())?;
+            writeln!(out, "## {}\n\n**{}**\n", ranking.mode.name(), escape(&ranking.verdict()))?;
+            writeln!(out, "{}", ranking.escaped_table().markdown())?;
         }
-        writeln!(
-            out,
-            "Metrics joined by = put the same pictures in the same order. Each setting is held against the best one, query by query \
-             (randomisation test, Holm's adjustment)."
-        )
+        writeln!(out, "{}", SweepReport::HOW)
     }
 
     fn plain(&self, out: &mut dyn Write) -> io::Result<()> {

@@ -18,7 +18,7 @@ use crate::support::{Shop, cache, imagedex, root, said};
 
 /// Checks a report in headless Chromium; each of `texts` must be seen on it. Said loudly, and passed, where no browser
 /// runs; in CI one must.
-fn check_in_browser(report: &Path, texts: &[&str]) {
+pub fn check_in_browser(report: &Path, texts: &[&str]) {
     /// check.mjs ends with it where there is no browser.
     const NO_BROWSER: i32 = 77;
     let scripts = root().join("tests/browser");

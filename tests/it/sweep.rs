@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::html::check_in_browser;
 use crate::support::Shop;
 
 /// Three classes, twelve pictures and twelve queries each.
@@ -60,6 +61,15 @@ fn settings_spaces_engines_and_metrics_are_held_against_the_best() {
     assert_eq!(named("max int8, flat: cosine = dot_product = l2"), 1, "{}", said.out);
     assert_eq!((named("max int8 raw, flat: cosine"), named("max int8 raw, flat: dot_product")), (1, 1));
     assert_eq!((named("max int8, flat: l1"), named("max int8, hnsw: l1")), (1, 0));
+
+    // The page says the same, and is one that people can read.
+    let page = shop.path("runs/shop/report/sweep.html");
+    let text = std::fs::read_to_string(&page).expect("a page");
+    for row in rows {
+        let cell = format!("<bdi>{}</bdi>", row["name"].as_str().expect("a name"));
+        assert!(text.contains(&cell), "{cell}");
+    }
+    check_in_browser(&page, &["has the highest MAP", "flat: cosine = dot_product = l2"]);
 
     // Again: nothing is embedded, and nothing differs.
     let again = shop.imagedex("sweep").exits(0);

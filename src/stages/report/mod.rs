@@ -34,7 +34,7 @@ use crate::stages::gate::Verdict;
 use crate::stats::{Books, LoadBooks, StageStats};
 
 pub use findings::{chance, range};
-pub use html::{Html, Pictures};
+pub use html::{Html, Pictures, sweep_page};
 pub use junit::Junit;
 pub use markdown::{Markdown, escape};
 pub use table::{Table, decimal};

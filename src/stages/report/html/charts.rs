@@ -341,6 +341,44 @@ pub fn differences(rows: &[(String, [f64; 3])]) -> String {
     })
 }
 
+/// Below each label a line from the first to the third number of its row, and a dot at the second, over one axis for all.
+pub fn intervals(rows: &[(String, Ink, [f64; 3])]) -> String {
+    const LEFT: i32 = 32;
+    const RIGHT: i32 = WIDTH as i32 - 44;
+    /// A label stands above its line, so it has the whole width.
+    const TALL: u32 = 2 * ROW;
+    let all = || rows.iter().flat_map(|(.., ends)| ends).copied();
+    let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
+    if !low.is_finite() {
+        return svg(8, |_| Ok(()));
+    }
+    let step = round_up((high - low).max(1e-6) / 4.0);
+    let (low, high) = ((low / step).floor(), (high / step).ceil().max((low / step).floor() + 1.0));
+    let x = |value: f64| {
+        let share = (value / step - low) / (high - low);
+        LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32
+    };
+    let digits = (1.0 - step.log10()).clamp(0.0, 8.0) as usize;
+    let bottom = (rows.len() as u32 * TALL) as i32 + 8;
+    svg(bottom as u32 + 48, |area| {
+        for i in low as i64..=high as i64 {
+            let at = i as f64 * step;
+            area.draw(&PathElement::new([(x(at), 0), (x(at), bottom)], line(Ink::Grid, 2)))?;
+            let style = text(Ink::Text, HPos::Center, VPos::Top);
+            area.draw(&Text::new(format!("{at:.digits$}"), (x(at), bottom + 8), style))?;
+        }
+        for ((label, ink, [from, middle, to]), row) in rows.iter().zip(0..) {
+            let top = 4 + (row * TALL) as i32;
+            let y = top + ROW as i32 * 3 / 2;
+            let style = text(Ink::Text, HPos::Left, VPos::Center);
+            area.draw(&Text::new(harmless(label), (LEFT, top + ROW as i32 * 2 / 3), style))?;
+            area.draw(&PathElement::new([(x(*from), y), (x(*to), y)], line(*ink, 4)))?;
+            area.draw(&Circle::new((x(*middle), y), 8, color(*ink).filled()))?;
+        }
+        Ok(())
+    })
+}
+
 /// The least round number that is not below `value`: where an axis ends.
 pub fn round_up(value: f64) -> f64 {
     let power = 10f64.powf(value.max(1e-9).log10().floor());
@@ -417,6 +455,7 @@ mod tests {
             bars(&[(hostile.to_owned(), 0.5), ("b".to_owned(), 1.0)]),
             times(&[(hostile.to_owned(), [0.1, 1.0, 30.0])]),
             differences(&[(hostile.to_owned(), [-0.01, 0.02, 0.05])]),
+            intervals(&[(hostile.to_owned(), Ink::Axis, [0.2, 0.25, 0.3])]),
             matrix(&[hostile, "b"], &[vec![1, 2], vec![0, 3]]),
         ]
     }
@@ -450,11 +489,13 @@ mod tests {
             bars(&[]),
             times(&[]),
             differences(&[]),
+            intervals(&[]),
             matrix(&[], &[]),
         ] {
             assert!(svg.ends_with("</svg>"), "{svg}");
         }
         assert!(differences(&[("no difference".to_owned(), [0.0; 3])]).ends_with("</svg>"));
+        assert!(intervals(&[("all alike".to_owned(), Ink::Axis, [0.5; 3])]).ends_with("</svg>"));
         assert!(times(&[("all in no time".to_owned(), [0.0; 3])]).ends_with("</svg>"));
     }
 }

@@ -8,6 +8,7 @@
 mod charts;
 mod gallery;
 mod page;
+mod sweep;
 mod thumbnails;
 
 use std::fmt::Write;
@@ -22,6 +23,7 @@ use super::table::Table;
 use crate::stages::decode::{self, DecodeError, DecodeOptions, Exif};
 
 pub use page::Html;
+pub use sweep::sweep_page;
 pub use thumbnails::Pictures;
 
 /// Longer side of a thumbnail in pixels: sharp on a dense screen at the 160 that the style shows.

@@ -22,8 +22,8 @@ use crate::stages::evaluate::{
     Thresholds,
 };
 
-const STYLE: &str = include_str!("report.css");
-const SCRIPT: &str = include_str!("report.js");
+pub const STYLE: &str = include_str!("report.css");
+pub const SCRIPT: &str = include_str!("report.js");
 /// What a page may weigh: mail and chat still take it, and a phone opens it at once.
 const PAGE_BYTES: usize = 4_900_000;
 /// Thumbnails get at least this, however long the text is.
@@ -119,7 +119,7 @@ pub fn names(metrics: &[Metric]) -> String {
 }
 
 /// A part of the page with a heading, which the navigation leads to.
-struct Section {
+pub struct Section {
     id: String,
     title: String,
     /// Which engine and mode it is about, where there are several.
@@ -128,11 +128,11 @@ struct Section {
 }
 
 impl Section {
-    fn new(id: &str, title: &str, body: String) -> Section {
+    pub fn new(id: &str, title: &str, body: String) -> Section {
         Section { id: id.to_owned(), title: title.to_owned(), about: None, body }
     }
 
-    fn html(&self) -> String {
+    pub fn html(&self) -> String {
         let Section { id, title, about, body } = self;
         let about = about.as_ref().map(|about| format!(" <small><bdi>{}</bdi></small>", escape(about)));
         format!(
@@ -211,7 +211,7 @@ fn header(report: &RunReport, panels: &[Panel]) -> String {
     html + "</header>\n"
 }
 
-fn navigation(sections: &[Section]) -> String {
+pub fn navigation(sections: &[Section]) -> String {
     let mut html = "<nav aria-label=\"Sections\">\n<ul>\n".to_owned();
     let mut last: Option<&str> = None;
     for section in sections {
