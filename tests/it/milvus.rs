@@ -323,8 +323,8 @@ fn a_server_that_is_gone_is_said() {
     let table = Table::of(&rows);
     let patient = config(&node, "shop");
     drop(load(&table, &patient).expect("loaded"));
-    // A load takes seconds, and more on a busy machine; taking up one that stands is a few short requests.
-    let config = MilvusConfig { give_up_seconds: 5, timeout_seconds: 5, ..patient.clone() };
+    // Taking up what stands is a few requests, each of which may take seconds on a busy machine.
+    let config = MilvusConfig { give_up_seconds: 30, timeout_seconds: 30, ..patient.clone() };
     let loaded = load(&table, &config).expect("it stands");
     node.kill();
     let query = Query { vector: rows.vector(0), k: 1, metric: Metric::Cosine };
