@@ -322,10 +322,9 @@ fn a_server_that_is_gone_is_said() {
     let rows = pictures(0..5, 8, 1);
     let table = Table::of(&rows);
     let patient = config(&node, "shop");
-    drop(load(&table, &patient).expect("loaded"));
-    // Taking up what stands is a few requests, each of which may take seconds on a busy machine.
+    // More than a request of a load takes on a busy machine.
     let config = MilvusConfig { give_up_seconds: 30, timeout_seconds: 30, ..patient.clone() };
-    let loaded = load(&table, &config).expect("it stands");
+    let loaded = load(&table, &config).expect("loaded");
     node.kill();
     let query = Query { vector: rows.vector(0), k: 1, metric: Metric::Cosine };
     let error = loaded.index.search(&query).expect_err("it is gone").to_string();
@@ -333,11 +332,12 @@ fn a_server_that_is_gone_is_said() {
     drop(loaded);
     let error = load(&table, &config).map(|_| ()).expect_err("nobody is there").to_string();
     assert!(error.contains("does not answer") && error.contains("MILVUS_URI"), "{error}");
-    // What it left, a complete load, is found and used; its lock is not waited for here.
+    // What it left is used if the server still holds all of it, else replaced; its lock is not waited for here. (That a load which
+    // stands is used is part of the engines' contract.)
     node.restart();
     node.remove("shop_lock");
-    let again = load(&table, &patient).expect("loaded");
-    assert!(again.books.sent_what.starts_with("nothing"), "{}", again.books.sent_what);
+    let mut again = load(&table, &patient).expect("loaded");
+    holds_all(&mut again, &rows);
     assert_eq!(node.collections("shop_cosine_").len(), 1);
 }
 
