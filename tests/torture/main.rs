@@ -9,7 +9,8 @@
 //! | `TORTURE_KILLS` | 20 | kill -9 |
 //! | `TORTURE_SIGNALS` | 6 | SIGTERM and SIGINT |
 //! | `TORTURE_PARTS` | none | `all`: the parts that are commands of their own ([`parts`]) as well |
-//! | `SOAK_MINUTES` | none | the long run ([`soak`]) instead |
+//! | `SOAK_MINUTES` | none | the long run ([`soak`]) instead, for so long at most |
+//! | `SOAK_PICTURES` | 20,000 | pictures of the long run's gallery |
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -26,6 +27,7 @@ mod support;
 mod compare;
 mod parts;
 mod shop;
+mod soak;
 mod strike;
 mod table;
 
@@ -56,6 +58,9 @@ fn main() -> ExitCode {
         args.iter().filter(|arg| !arg.starts_with('-')).all(|name| "torture".contains(name.as_str()));
     if !is_asked || args.iter().any(|arg| arg == "--list") {
         return ExitCode::SUCCESS;
+    }
+    if let Ok(minutes) = std::env::var("SOAK_MINUTES") {
+        return soak::run(minutes.parse().unwrap_or_else(|_| panic!("SOAK_MINUTES={minutes} is no number")));
     }
     let started = Instant::now();
     let seed = setting("TORTURE_SEED", 1);

@@ -157,6 +157,30 @@ impl<'a> Pair<'a> {
         self.changed = if changed.is_empty() { "no change".to_owned() } else { changed.join(", ") };
     }
 
+    /// So many pictures are other ones, and so many go for as many new ones.
+    pub fn churn(&mut self, rng: &mut Rng, other: usize, new: usize) {
+        rng.shuffle(&mut self.gallery);
+        for name in &self.gallery[..other] {
+            self.next += 1;
+            draw(&self.path(name), self.next);
+        }
+        for name in self.gallery.split_off(self.gallery.len() - new) {
+            fs::remove_file(self.path(&name)).expect("it is there");
+        }
+        let new: Vec<String> = (0..new).map(|_| self.draw_new("")).collect();
+        self.gallery.extend(new);
+    }
+
+    /// The card of [`Model::Pixels`].
+    pub fn card(&self) -> PathBuf {
+        self.folder.path().join("pixels.toml")
+    }
+
+    /// The gallery's folder.
+    pub fn pictures(&self) -> PathBuf {
+        self.folder.path().join("gallery")
+    }
+
     /// Makes what killed runs left a week old, so that the next run may take it away.
     pub fn age_leftovers(&self) {
         for side in [&self.calm, &self.hit] {
