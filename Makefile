@@ -20,7 +20,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
 	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -31,6 +31,13 @@ index: setup ## build, set up, then index and evaluate the sample pictures
 
 test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
+
+torture: test-tools setup setup-es setup-opensearch setup-openblas ## kill it 200 times and interrupt it 50 times, and all faults, in one table; half an hour (docs/reliability.md)
+	@TORTURE_KILLS=$${TORTURE_KILLS:-200} TORTURE_SIGNALS=$${TORTURE_SIGNALS:-50} TORTURE_PARTS=all $(WITH_FEATURES) \
+		cargo test --release --features $(FEATURES) --test torture
+
+soak: test-tools setup setup-es setup-openblas ## 500,000 pictures in 25 rounds into Elasticsearch: does anything grow or sag? SOAK_MINUTES=120 at most
+	@SOAK_MINUTES=$${SOAK_MINUTES:-120} $(WITH_FEATURES) cargo test --release --features $(FEATURES) --test torture
 
 test-tools: tools
 	@missing=; \

@@ -15,6 +15,7 @@ pub mod commands;
 pub mod config;
 pub mod exit;
 pub mod interrupt;
+pub mod leftovers;
 pub mod lock;
 pub mod progress;
 pub mod setup;

@@ -19,6 +19,7 @@ use crate::embedders::{self, Embedder};
 use crate::engines::{EngineConfig, Filter};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
+use crate::leftovers;
 use crate::lock::WorkLock;
 use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
@@ -230,6 +231,7 @@ struct StageClock {
 impl StageClock {
     /// Runs a stage and notes how long it took.
     fn time<T>(&mut self, stage: &str, work: impl FnOnce() -> T) -> T {
+        tracing::debug!("stage {stage}");
         let started = Instant::now();
         let result = work();
         self.note(stage, 0, 0, started.elapsed().as_secs_f64());
@@ -294,6 +296,7 @@ impl<'a> Run<'a> {
     /// A run that may write.
     pub fn start(config: &'a PipelineConfig) -> anyhow::Result<Run<'a>> {
         let lock = WorkLock::take(&config.work)?;
+        leftovers::sweep(&config.work, &config.features);
         Ok(Run { _lock: Some(lock), ..Run::look(config)? })
     }
 
@@ -395,7 +398,9 @@ impl<'a> Run<'a> {
         let reused = plan.unchanged + plan.reuse.len();
         let mut interrupted = interrupt::is_set();
         if !interrupted && !plan.is_empty() {
+            self.note_begun(&store, &plan, scanned)?;
             let mut facts = CommitFacts(json!({ "imagedex": env!("CARGO_PKG_VERSION") }));
+            tracing::debug!("stage store");
             self.block_on(store.apply(&plan.reuse, &plan.delete, &facts))?;
             if plan.to_embed() > 0 {
                 let mut embedder = stages.time("start the model", || self.embedder(spec.clone()))?;
@@ -411,6 +416,7 @@ impl<'a> Run<'a> {
                         ChunkRule::default(),
                         &STOP,
                         |chunk| -> anyhow::Result<()> {
+                            tracing::debug!("stage store");
                             let write = async {
                                 match is_new {
                                     true => store.append(&chunk, &facts).await,
@@ -433,6 +439,7 @@ impl<'a> Run<'a> {
                 }
             }
             if !interrupted {
+                tracing::debug!("stage compact");
                 self.block_on(store.compact(&facts))?;
             }
         }
@@ -535,6 +542,7 @@ impl<'a> Run<'a> {
         served: &mut Served,
         verdict: &Verdict,
     ) -> anyhow::Result<RunReport> {
+        tracing::debug!("stage report");
         let evaluations = std::mem::take(&mut served.evaluations);
         let folder = self.report_dir();
         std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
@@ -576,6 +584,24 @@ impl<'a> Run<'a> {
         };
         record.write(&self.run_file())?;
         Ok(exit)
+    }
+
+    /// Writes books that do not close before the table is changed: until they are closed, a run that was killed is known by them,
+    /// and part of the pictures does not pass for all.
+    fn note_begun(&self, store: &FeatureStore, plan: &store::Plan, scanned: usize) -> anyhow::Result<()> {
+        let books = Books {
+            scanned: scanned as u64,
+            reused: plan.unchanged as u64,
+            unchanged: plan.unchanged as u64,
+            stored: self.block_on(store.count(None))? as u64,
+            ..Books::default()
+        };
+        let record = RunRecord {
+            books: Some(books),
+            table_version: Some(store.version()),
+            ..RunRecord::new(&self.config.name, Exit::Interrupted as i32, provenance(store))
+        };
+        Ok(record.write(&self.run_file())?)
     }
 
     fn run_file(&self) -> PathBuf {

@@ -367,6 +367,7 @@ impl Run<'_> {
 
     /// Puts what was loaded in the place of what users search, unless the run found a reason not to.
     fn promote(&self, extracted: &Extracted, served: &mut Served) -> anyhow::Result<()> {
+        tracing::debug!("stage promote");
         while let Some(index) = served.servers.first_mut() {
             let Some(server) = index.as_server() else { break };
             if interrupt::is_set() {

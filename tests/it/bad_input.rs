@@ -1,6 +1,8 @@
 //! Every kind of bad picture, folder and manifest: one clear error or one failure row each, and nothing else is lost.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 
 use image::{DynamicImage, ImageFormat, RgbImage};
@@ -9,7 +11,7 @@ use imagedex::stages::decode::{self, DecodeError, DecodeOptions, DecodedImage, E
 use imagedex::stages::scan::{self, LabelRule, Scan, ScanError, ScanOptions, Seen, Split};
 use proptest::prelude::*;
 
-use crate::support::{Shop, imagedex};
+use crate::support::{Shop, cache, imagedex};
 
 fn photo(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 3) as u8, (x + y) as u8]))
@@ -550,6 +552,38 @@ fn a_table_that_an_interrupted_extract_left_is_not_loaded_as_if_it_were_whole() 
     }
     shop.imagedex("run").exits(0);
     shop.imagedex("load").exits(0);
+}
+
+#[test]
+fn a_table_that_a_killed_extract_left_is_not_loaded_as_if_it_were_whole() {
+    let shop = Shop::new();
+    for i in 0..6 {
+        shop.picture(&format!("gallery/{}/{i}.png", ["cat", "dog"][i % 2]), i as u32 + 1);
+    }
+    shop.pipeline("[input]\ngallery = 'gallery'\n[model]\nprecision = 'int8'\nprovider = 'openvino'\n");
+    for stored in [0, 6] {
+        shop.picture(&format!("gallery/cat/after-{stored}.png"), 50 + stored);
+        let mut run = Command::new(env!("CARGO_BIN_EXE_imagedex"))
+            .arg("extract")
+            .arg(shop.path("shop.toml"))
+            .env("IMAGEDEX_CACHE", cache())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let lines = BufReader::new(run.stderr.take().expect("piped")).lines();
+        let line = lines.map_while(Result::ok).find(|line| line.contains("embedding"));
+        run.kill().expect("killed");
+        assert!(
+            line.is_some() && !run.wait().expect("ended").success(),
+            "it was done before it could be killed"
+        );
+        for command in ["load", "evaluate"] {
+            shop.imagedex(command).exits(2).complains(&format!("was interrupted: {stored} of "));
+        }
+        std::fs::remove_file(shop.path(&format!("gallery/cat/after-{stored}.png"))).expect("it is there");
+        shop.imagedex("run").exits(0);
+        shop.imagedex("load").exits(0);
+    }
 }
 
 #[test]

@@ -522,6 +522,56 @@ pub fn clears_away_what_a_killed_run_left(node: &Node) {
 }
 
 #[test]
+fn what_a_run_that_was_killed_while_it_copied_left_is_no_earlier_index() {
+    let (node, alias) = (Node::shared(), alias());
+    let config = config_of(node, &alias);
+    let mut table = Table::of(&pictures(0..20, 8, 1));
+    let (_, live) = publish(&table, &config);
+    // The live index is closed to writing, and the copy still says what the live one says: that it was promoted.
+    let copy = format!("{alias}-20990101t000000000-01234567");
+    let body =
+        json!({ "aliases": { format!("{copy}-loading"): {} }, "settings": { "index.blocks.write": null } });
+    node.ask("PUT", &format!("/{live}/_settings"), Some(json!({ "index.blocks.write": true })));
+    node.ask("POST", &format!("/{live}/_clone/{copy}?wait_for_active_shards=1"), Some(body));
+    table.append(&pictures(20..40, 8, 2));
+    let (books, next) = publish(&table, &ElasticConfig { incremental: false, ..config.clone() });
+    assert_eq!(books.sent_what, "everything");
+    assert_eq!(BTreeSet::from_iter(node.indices(&alias)), BTreeSet::from([live.clone(), next]));
+    let settings = node.ask("GET", &format!("/{live}/_settings?flat_settings=true"), None);
+    assert_ne!(settings[&live]["settings"]["index.blocks.write"], "true");
+    let said = open(&config).as_server().expect("a server").rollback().expect("rolled back");
+    assert!(said.contains(&live), "{said}");
+}
+
+#[test]
+fn an_index_whose_run_was_killed_right_after_the_alias_moved_is_an_earlier_index_later() {
+    let (node, alias) = (Node::shared(), alias());
+    let config = config_of(node, &alias);
+    let mut table = Table::of(&pictures(0..20, 8, 1));
+    let (_, first) = publish(&table, &config);
+    table.append(&pictures(20..21, 8, 2));
+    let (_, live) = publish(&table, &config);
+    let mapping = |name: &str| node.ask("GET", &format!("/{name}/_mapping"), None)[name]["mappings"].clone();
+    let unmark = || {
+        let mut meta = mapping(&live)["_meta"].clone();
+        meta["imagedex"]["state"] = "complete".into();
+        node.ask("PUT", &format!("/{live}/_mapping"), Some(json!({ "_meta": meta })));
+    };
+    // The next run has nothing to send, and sees it through.
+    unmark();
+    assert_eq!(publish(&table, &config).1, live);
+    assert_eq!(mapping(&live)["_meta"]["imagedex"]["state"], "promoted");
+    assert_eq!(BTreeSet::from_iter(node.indices(&alias)), BTreeSet::from([first, live.clone()]));
+    // The next run has more to send.
+    unmark();
+    table.append(&pictures(21..22, 8, 3));
+    let (_, next) = publish(&table, &config);
+    assert_eq!(BTreeSet::from_iter(node.indices(&alias)), BTreeSet::from([live.clone(), next]));
+    let said = open(&config).as_server().expect("a server").rollback().expect("rolled back");
+    assert!(said.contains(&live), "{said}");
+}
+
+#[test]
 fn a_vector_of_zeros_is_a_dead_letter_and_its_budget_is_kept() {
     keeps_a_vector_of_zeros_as_a_dead_letter(Node::shared());
 }

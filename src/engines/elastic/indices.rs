@@ -52,6 +52,8 @@ pub struct Owned {
     /// Milliseconds since 1970.
     pub created: u64,
     pub live: bool,
+    /// Nobody can write to it: so it is while it is copied.
+    pub is_blocked: bool,
     pub meta: Meta,
 }
 
@@ -85,13 +87,19 @@ impl Indices {
         let mut ours: Vec<Owned> = all
             .into_iter()
             .filter_map(|(name, index)| {
-                let meta: Meta = serde_json::from_value(index.mappings["_meta"]["imagedex"].clone()).ok()?;
+                let mut meta: Meta =
+                    serde_json::from_value(index.mappings["_meta"]["imagedex"].clone()).ok()?;
+                // A copy says at first what the live index says; a run that is killed then leaves it so.
+                if index.aliases.contains_key(&dialect::loading_alias(&name)) {
+                    meta.state = State::Loading;
+                }
                 let settings = &index.settings["index"];
                 (meta.alias == self.alias).then(|| Owned {
                     name,
                     uuid: settings["uuid"].as_str().unwrap_or_default().to_owned(),
                     created: settings["creation_date"].as_str().and_then(|ms| ms.parse().ok()).unwrap_or(0),
                     live: index.aliases.contains_key(&self.alias),
+                    is_blocked: settings["blocks"]["write"] == "true",
                     meta,
                 })
             })
@@ -241,6 +249,16 @@ impl Indices {
         Ok(())
     }
 
+    /// Lets the live index be written to again, where a run that was killed while it copied it has left it blocked. Only with the
+    /// lock in hand.
+    pub fn lift_block(&self) -> Result<(), EngineError> {
+        for index in self.ours()?.iter().filter(|index| index.live && index.is_blocked) {
+            tracing::info!("{} can be written to again: a run that was cut off has blocked it", index.name);
+            self.block_writes(&index.name, false)?;
+        }
+        Ok(())
+    }
+
     /// Gives a loaded index the settings that it is to keep, and writes down what it holds.
     pub fn finish(
         &self,
@@ -372,7 +390,7 @@ mod tests {
             documents: 0,
             imagedex: String::new(),
         };
-        Owned { name: name.to_owned(), uuid: String::new(), created, live, meta }
+        Owned { name: name.to_owned(), uuid: String::new(), created, live, is_blocked: false, meta }
     }
 
     #[test]

@@ -317,6 +317,7 @@ impl Server for Elastic {
         self.version()?;
         self.hold_lock()?;
         self.indices.check_alias()?;
+        self.indices.lift_block()?;
         let shape = indices::shape(&self.config);
         let fits = |index: &&Owned| {
             let (meta, from) = (&index.meta, &index.meta.source);
@@ -454,10 +455,18 @@ impl Server for Elastic {
         let (name, alias) = (self.index()?.owned.name.clone(), self.config.alias.clone());
         let live = self.indices.check_alias()?;
         if live.as_deref() == Some(&name) {
+            // A run that was killed right after it moved the alias has done neither.
+            self.hold_lock()?.check()?;
+            self.indices.mark(&name, State::Promoted)?;
+            self.indices.prune(self.config.keep)?;
             return Ok(format!("alias {alias} stands for {name} already"));
         }
         self.hold_lock()?.check()?;
         self.indices.check_same(&self.index()?.owned)?;
+        if let Some(live) = &live {
+            // So it is kept for a rollback, also where a killed run had not come to that.
+            self.indices.mark(live, State::Promoted)?;
+        }
         self.indices.swap(live.as_deref(), &name)?;
         self.indices.mark(&name, State::Promoted)?;
         let gone = self.indices.prune(self.config.keep)?;

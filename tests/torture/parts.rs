@@ -1,0 +1,66 @@
+//! Parts of the table that are commands of their own. A further part is a further line of [`PARTS`].
+
+use std::process::Command;
+
+use crate::support::root;
+use crate::table::Table;
+
+/// A part, a phase, and what runs it.
+const PARTS: &[(&str, &str, Runs)] = &[
+    ("faults", "Elasticsearch", Runs::Tests("elastic::")),
+    ("faults", "OpenSearch", Runs::Tests("opensearch::")),
+    ("faults", "bad pictures, disk, table", Runs::Tests("bad_input::")),
+];
+
+enum Runs {
+    /// The tests of `tests/it` whose names hold this: each is a fault.
+    Tests(&'static str),
+    /// A command: it survives if it ends with 0.
+    #[allow(dead_code, reason = "for parts that are no tests")]
+    Command(&'static [&'static str]),
+}
+
+/// Runs every part, and counts.
+pub fn run_all(table: &mut Table) {
+    for (part, phase, runs) in PARTS {
+        let (tried, survived) = match runs {
+            Runs::Tests(name) => tests(name),
+            Runs::Command(words) => {
+                let done = Command::new(words[0]).args(&words[1..]).current_dir(root()).status();
+                (1, usize::from(done.is_ok_and(|status| status.success())))
+            }
+        };
+        table.add(part, phase, tried, survived);
+    }
+}
+
+/// How many tests ran, and how many passed; none at all is one that failed.
+fn tests(name: &str) -> (usize, usize) {
+    // The same features as ours, or everything would be built again.
+    let features = [("faiss", cfg!(feature = "faiss")), ("milvus", cfg!(feature = "milvus"))];
+    let features: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
+    let output = Command::new("cargo")
+        .args(["test", "--release", "--features", &features.join(","), "--test", "it", name])
+        .current_dir(root())
+        .output();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    let result = text.lines().find_map(|line| line.strip_prefix("test result: ")).unwrap_or_default();
+    // Such as `ok. 12 passed; 0 failed; 0 ignored; …`.
+    let words: Vec<&str> = result.split_whitespace().collect();
+    let count = |of: &str| {
+        let at = words.iter().position(|word| word.trim_end_matches(';') == of)?;
+        words[at.checked_sub(1)?].parse::<usize>().ok()
+    };
+    match (count("passed"), count("failed")) {
+        (Some(passed), Some(failed)) if passed + failed > 0 => {
+            if failed > 0 {
+                println!("{text}");
+            }
+            (passed + failed, passed)
+        }
+        _ => {
+            println!("{name}: no test ran\n{text}");
+            (1, 0)
+        }
+    }
+}
