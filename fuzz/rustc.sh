@@ -10,7 +10,9 @@ done
 flags=(-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
 	-Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions=yes --cfg fuzzing)
 case $name in
-	imagedex | image | png | gif | tiff | image_webp | zune_jpeg | fdeflate | weezl | hdf5_pure | mozjpeg) ;;
+	# The program is linked with the library, so it needs the runtime's symbols, too.
+	imagedex) flags+=("-Clink-arg=$LIBFUZZER" -Clink-arg=-lstdc++) ;;
+	image | png | gif | tiff | image_webp | zune_jpeg | fdeflate | weezl | hdf5_pure | mozjpeg) ;;
 	fuzz) flags+=("-Clink-arg=$LIBFUZZER" -Clink-arg=-lstdc++) ;;
 	*) flags=() ;;
 esac

@@ -34,5 +34,6 @@ mod several;
 mod sql;
 mod statistics;
 mod store;
+mod supply_chain;
 mod sweep;
 mod trec;
