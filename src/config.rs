@@ -29,10 +29,13 @@ use crate::sweep::Sweep;
 /// Why a pipeline file cannot be used. Exit code 2.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
+    /// It is not there, or may not be read. Check the path.
     #[error("cannot read pipeline file {path}: {source}")]
     Read { path: PathBuf, source: std::io::Error },
+    /// No TOML, or a key that does not exist; a near one is suggested. pipelines/quickstart.toml explains every key.
     #[error("{origin}: {reason}")]
     Parse { origin: String, reason: String },
+    /// The key is right and its value is not; the reason says what is possible.
     #[error("{origin}: {key}: {reason}")]
     Value { origin: String, key: String, reason: String },
 }
@@ -69,6 +72,8 @@ struct PipelineFile {
 struct InputFile {
     gallery: PathBuf,
     queries: Option<PathBuf>,
+    #[serde(default)]
+    outside: bool,
     label: Option<LabelFile>,
     #[serde(default)]
     exif: Exif,
@@ -402,6 +407,8 @@ pub struct Input {
     pub gallery: PathBuf,
     /// `input.queries`: the same for labelled test pictures.
     pub queries: Option<PathBuf>,
+    /// `input.outside`: whether rows of a manifest may name pictures outside of its folder. Default: no.
+    pub outside: bool,
     /// `input.label`: where a picture's class comes from. Default: the folder that holds it.
     pub label: LabelRule,
     /// `input.exif`: `ignore`, as the original does, or `apply`. Default: `ignore`.
@@ -579,6 +586,7 @@ impl PipelineFile {
             input: Input {
                 gallery: self.input.gallery,
                 queries: self.input.queries,
+                outside: self.input.outside,
                 label,
                 exif: self.input.exif,
                 max_pixels: self.input.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS),

@@ -19,6 +19,7 @@ pub mod leftovers;
 pub mod lock;
 pub mod progress;
 pub mod setup;
+pub mod text;
 
 // The run, and what it counts.
 pub mod pipeline;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 pub enum LockError {
     #[error("another run holds {path}; wait for it, or give this run a `work` folder of its own")]
     Held { path: PathBuf },
+    /// No right to write there, a full disk, or a read-only one. `imagedex doctor` says which.
     #[error("cannot write the work folder {path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
 }

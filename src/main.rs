@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use imagedex::cli::{Cli, LogFormat};
 use imagedex::exit::Exit;
+use imagedex::text::visible_message;
 use imagedex::{commands, interrupt};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::fmt::format::debug_fn;
 
 fn main() -> ExitCode {
     no_backtraces_in_errors();
@@ -58,11 +61,17 @@ fn log_to_stderr(format: LogFormat) {
     };
     let filter = EnvFilter::try_new(&wanted).ok().filter(|_| !wanted.is_empty());
     let filter = filter.unwrap_or_else(|| EnvFilter::new("off,imagedex=info"));
+    // A file's name in a message could be a command to the terminal, or forge a line. JSON escapes by itself.
+    let fields = debug_fn(|out, field, value| match field.name() {
+        "message" => write!(out, "{}", visible_message(&format!("{value:?}"))),
+        name => write!(out, "{name}={}", visible_message(&format!("{value:?}"))),
+    });
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => {
-            builder.without_time().with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
+            let builder = builder.without_time().with_target(false).fmt_fields(fields.delimited(" "));
+            builder.with_ansi(std::io::stderr().is_terminal()).init();
         }
     }
 }

@@ -34,7 +34,12 @@ pub fn index(args: &Index) -> anyhow::Result<Exit> {
     if exchange::FileFormat::of(&args.index_file)? != exchange::FileFormat::Hdf5 {
         return Err(UsageError(format!("{} does not end in .h5", args.index_file.display())).into());
     }
-    let options = ScanOptions { gallery: args.train_data.clone(), queries: None, label: LabelRule::None };
+    let options = ScanOptions {
+        gallery: args.train_data.clone(),
+        queries: None,
+        label: LabelRule::None,
+        outside: false,
+    };
     let runtime = async_runtime()?;
     let scan = runtime.block_on(scan::scan(&options))?;
     let (seen, unreadable) = scan::hash(scan.images, &STOP);

@@ -12,6 +12,7 @@ use crate::metric::Metric;
 use crate::pipeline::Run;
 use crate::stages::report::{html, write_whole};
 use crate::stages::scan;
+use crate::text::visible;
 
 use super::{read_picture, say};
 
@@ -68,21 +69,13 @@ struct Found {
     score: f32,
 }
 
-/// Text from outside for a terminal: control characters as escapes, everything else as it is.
-fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
-}
-
 impl Answer {
     /// For a terminal.
     fn table(&self) -> String {
         let mut text = format!("  #  score       picture  label   ({}, {})\n", self.metric, self.engine);
         for (i, Found { id, label, score }) in self.hits.iter().enumerate() {
             let label = label.as_deref().unwrap_or_default();
-            // A name could hold a line's end, or a command to the terminal.
-            text += &format!("{:>3}  {score:<10.6}  {}  {}\n", i + 1, shown(id), shown(label));
+            text += &format!("{:>3}  {score:<10.6}  {}  {}\n", i + 1, visible(id), visible(label));
         }
         text
     }
@@ -92,7 +85,7 @@ impl Answer {
         let thumbnail =
             |bytes: &[u8]| html::thumbnail(bytes, input.max_pixels).map_err(|error| error.to_string());
         let shown = |id: &str| {
-            let file = scan::file_of(&input.gallery, id);
+            let file = scan::file_of(&input.gallery, id).ok_or("the id leads out of the gallery's folder")?;
             let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
             thumbnail(&bytes)
         };

@@ -18,10 +18,14 @@ pub enum EmbedError {
         "cannot load the ONNX Runtime library {path}: {reason}; run `make setup`, or point runtime.library at it"
     )]
     Runtime { path: String, reason: String },
+    /// The runtime has no such provider, or it refuses this machine or model. Set `model.provider = "cpu"`, or run `make setup`.
     #[error("provider {provider} cannot be used: {reason}")]
     Provider { provider: String, reason: String },
+    /// The file and its card were made for different models. Run `imagedex models build`, or correct the card.
     #[error("model {path} does not fit its card: {reason}")]
     Contract { path: String, reason: String },
+    /// The runtime failed in the middle of a batch, most often out of memory. Lower `model.batch` or `runtime.threads`; what is
+    /// stored is kept.
     #[error("inference failed: {0}")]
     Inference(String),
 }

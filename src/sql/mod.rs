@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use datafusion::arrow::compute::cast;
 use datafusion::arrow::csv;
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::arrow::error::ArrowError;
@@ -25,6 +26,7 @@ use datafusion::sql::sqlparser::ast::Statement as Sql;
 use futures::StreamExt;
 
 use crate::stages::store::{FeatureStore, StoreError};
+use crate::text::visible_lines;
 
 /// Where the tables are. What is `None`, or not there yet, is explained when a query names it.
 #[derive(Debug, Clone, Default)]
@@ -40,24 +42,29 @@ pub struct SqlSources {
 /// How rows are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Drawn with lines; long vectors are shortened. All rows are held in memory first.
+    /// Drawn with lines; long vectors are shortened, control characters escaped. All rows are held in memory first.
     Table,
-    /// With a header; vectors as JSON arrays.
+    /// With a header; vectors as JSON arrays. For spreadsheets: text that they would take for a formula begins with a quote (').
     Csv,
-    /// One array of objects.
+    /// One array of objects. For programs: every value as it is.
     Json,
 }
 
+/// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SqlError {
     #[error("there is no table {table} yet: {remedy}")]
     NoTable { table: &'static str, remedy: &'static str },
+    /// Only questions are answered. Export the features to work on them elsewhere.
     #[error("only SELECT, EXPLAIN, DESCRIBE and SHOW are possible here: {statement} would change something")]
     NotAllowed { statement: String },
+    /// The text holds several statements, or none. Ask them one by one.
     #[error("one statement at a time, please: there are {0}")]
     NotOne(usize),
+    /// The statement is not valid, or names a column or function that is not there. `DESCRIBE features` lists the columns.
     #[error("{0}")]
     Query(String),
+    /// Standard output, or the file it goes to, cannot be written. Free some space, or check where it leads.
     #[error("cannot write the answer: {0}")]
     Output(#[from] io::Error),
     #[error(transparent)]
@@ -147,8 +154,10 @@ pub async fn run(
             let rows = rows.collect().await?;
             let rows: Vec<RecordBatch> =
                 if rows.is_empty() { vec![RecordBatch::new_empty(schema)] } else { rows };
-            let shown =
-                rows.iter().map(|rows| lists_as_text(rows, short_list)).collect::<Result<Vec<_>, _>>()?;
+            let shown = rows
+                .iter()
+                .map(|rows| as_text(rows, short_list, visible_lines))
+                .collect::<Result<Vec<_>, _>>()?;
             writeln!(out, "{}", pretty_format_batches(&shown)?)?;
             Ok(rows.iter().map(RecordBatch::num_rows).sum())
         }
@@ -156,12 +165,12 @@ pub async fn run(
             let schema = Arc::new(rows.schema().as_arrow().clone());
             let mut writer = csv::WriterBuilder::new().with_header(true).build(&mut *out);
             // The header comes with the first batch, so that an answer without rows has one, too.
-            writer.write(&lists_as_text(&RecordBatch::new_empty(schema), json_list)?)?;
+            writer.write(&as_text(&RecordBatch::new_empty(schema), json_list, no_formula)?)?;
             let mut stream = rows.execute_stream().await?;
             let mut count = 0;
             while let Some(rows) = stream.next().await.transpose()? {
                 count += rows.num_rows();
-                writer.write(&lists_as_text(&rows, json_list)?)?;
+                writer.write(&as_text(&rows, json_list, no_formula)?)?;
             }
             Ok(count)
         }
@@ -215,10 +224,17 @@ fn check(context: &SessionContext, statement: &Statement) -> Result<(), SqlError
     Ok(())
 }
 
-/// Replaces columns of lists by columns of text.
-fn lists_as_text(
+/// Text that a spreadsheet would run as a formula begins with a quote, which it shows as text; numbers stay numbers.
+fn no_formula(text: &str) -> String {
+    let is_formula = text.starts_with(['=', '+', '-', '@', '\t', '\r']) && text.parse::<f64>().is_err();
+    if is_formula { format!("'{text}") } else { text.to_owned() }
+}
+
+/// Replaces columns of lists by columns of text, and each text by what `show` makes of it.
+fn as_text(
     rows: &RecordBatch,
     write: fn(&dyn Array) -> Result<String, ArrowError>,
+    show: fn(&str) -> String,
 ) -> Result<RecordBatch, ArrowError> {
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
     for (field, column) in rows.schema().fields().iter().zip(rows.columns()) {
@@ -230,8 +246,15 @@ fn lists_as_text(
         };
         match lists {
             Some(lists) => {
-                let texts = lists.iter().map(|list| list.as_ref().map(|list| write(list)).transpose());
+                let written = |list: &ArrayRef| Ok::<_, ArrowError>(show(&write(list)?));
+                let texts = lists.iter().map(|list| list.as_ref().map(written).transpose());
                 columns.push(Arc::new(texts.collect::<Result<StringArray, _>>()?) as ArrayRef);
+                fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
+            }
+            None if column.data_type().is_string() => {
+                let texts = cast(column, &DataType::Utf8)?;
+                let texts: StringArray = texts.as_string::<i32>().iter().map(|text| text.map(show)).collect();
+                columns.push(Arc::new(texts));
                 fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, true)));
             }
             None => {

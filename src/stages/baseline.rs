@@ -41,12 +41,14 @@ pub enum BaselineError {
         "baseline {path} has layout {found}, this program reads {SCHEMA_VERSION}; make it anew with imagedex baseline set"
     )]
     Schema { path: String, found: u64 },
+    /// A full disk, or no right to write. Name another file with `baseline.file`.
     #[error("cannot write {path}: {reason}")]
     Write { path: String, reason: String },
     #[error(
         "this run cannot be compared with baseline {path}: {what}; undo the change, or accept it with imagedex baseline set"
     )]
     Incomparable { path: String, what: String },
+    /// No run has been evaluated yet, or none that can be kept. Run `imagedex run` first.
     #[error("there is nothing to make a baseline from: {0}")]
     Nothing(String),
 }

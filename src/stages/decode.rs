@@ -116,18 +116,23 @@ impl Default for DecodeOptions {
 /// Why a file is no usable picture.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
+    /// Often a copy that was broken off. Copy the file again, or remove it.
     #[error("the file is empty")]
     Empty,
+    /// The content decides, not the ending. Convert the file, or remove it.
     #[error("the content is no picture that imagedex knows (jpeg, png, webp, gif, bmp, tiff)")]
     NotAPicture,
     #[error("{0}; convert the file to jpeg or png")]
     Unsupported(String),
     #[error("the file ends before the picture does; copy or download it again")]
     Truncated,
+    /// Bytes are missing or wrong. Copy the file again, or remove it.
     #[error("the content is damaged: {0}")]
     Corrupt(String),
+    /// A photo larger than the limit, or a small file that would fill the memory. Raise the limit only for files you trust.
     #[error("{width} x {height} pixels are more than the {max} allowed; see input.max_pixels")]
     TooLarge { width: u32, height: u32, max: u64 },
+    /// The file is far longer than any picture within the limit. Raise the limit only for files you trust.
     #[error("a file of {bytes} bytes is more than pictures of {max} pixels need; see input.max_pixels")]
     TooLong { bytes: u64, max: u64 },
 }

@@ -40,14 +40,17 @@ pub enum LoadError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The engine does not hold what was sent. Nothing was promoted; run again, and look at the server's log if it stays.
     #[error("{0}")]
     Books(String),
+    /// The engine changed a vector, or lost it. Run again; if it stays, another program writes to the index.
     #[error("picture {id} came back from {engine} {how}; nothing was promoted")]
     Differs { engine: String, id: String, how: &'static str },
     #[error(
         "{rejected} of {gallery} pictures were rejected, more than load.{engine}.max_rejected = {budget} allows; see {file}"
     )]
     OverBudget { engine: String, rejected: u64, gallery: u64, budget: Budget, file: String },
+    /// A full disk, or no right to write. Free some space, or name another `work` folder.
     #[error("cannot write {path}: {source}")]
     Write { path: String, source: std::io::Error },
 }

@@ -43,7 +43,7 @@ fn jpeg(space: mozjpeg::ColorSpace, pixels: &[u8], width: usize, height: usize) 
 }
 
 fn scan(folder: &Path, label: LabelRule) -> Result<Scan, ScanError> {
-    let options = ScanOptions { gallery: folder.to_owned(), queries: None, label };
+    let options = ScanOptions { gallery: folder.to_owned(), queries: None, label, outside: false };
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(scan::scan(&options))
 }
 
@@ -287,8 +287,12 @@ fn a_manifest_may_hold_both_sides_and_lie_anywhere() {
         text.write_record(["a", place.join(name).to_str().expect("UTF-8"), split]).expect("writable");
     }
     std::fs::write(&manifest, text.into_inner().expect("flushed")).expect("writable");
-    let options =
-        ScanOptions { gallery: manifest.clone(), queries: Some(manifest), label: LabelRule::Folder };
+    let options = ScanOptions {
+        gallery: manifest.clone(),
+        queries: Some(manifest),
+        label: LabelRule::Folder,
+        outside: false,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let found = runtime.block_on(scan::scan(&options)).expect("valid");
     assert_eq!(ids(&found), ["line\nbreak.png", "say \"hi\".png", "ü, comma.png", "q.png"]);

@@ -14,6 +14,8 @@ mod dialect;
 mod indices;
 mod lock;
 mod preflight;
+#[cfg(any(test, fuzzing))]
+pub mod probe;
 mod product;
 mod retry;
 mod senders;

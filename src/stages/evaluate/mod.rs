@@ -70,6 +70,7 @@ pub enum EvaluateError {
         "the queries' vectors have {queries} numbers, the gallery's {gallery}: extract both with one model"
     )]
     Dimensions { gallery: usize, queries: usize },
+    /// A feature file that was imported names a picture twice. Mend the file, and import it again.
     #[error("gallery picture {id} is there twice: ids must be unique")]
     RepeatedId { id: String },
     #[error("engine {engine} returned {id}, which is not in the gallery: load the gallery again")]
@@ -80,6 +81,7 @@ pub enum EvaluateError {
     NoSupportedMetric { engine: String, metrics: String },
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A full disk, or no right to write. Free some space, or name another `work` folder.
     #[error("cannot write {path}: {reason}")]
     Write { path: String, reason: String },
 }

@@ -12,6 +12,7 @@ use super::table::{Table, decimal};
 use super::{EngineFailure, EngineSize, Exporter, RunReport};
 use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation, SearchTiming, TwinPair};
 use crate::stages::gate::{Rule, Verdict};
+use crate::text::turns_direction;
 
 /// Classes shown in the table of the worst.
 const WORST_CLASSES: usize = 5;
@@ -555,7 +556,7 @@ pub fn escape(text: &str) -> String {
                 escaped.push(c);
             }
             '\n' | '\r' => escaped.push('↵'),
-            c if c.is_control() => escaped.push('\u{fffd}'),
+            c if c.is_control() || turns_direction(c) => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
     }
@@ -572,6 +573,7 @@ mod tests {
         assert_eq!(escape("<img src=x> & `code`"), "&lt;img src=x&gt; &amp; \\`code\\`");
         assert_eq!(escape("@team #1 [x](y) snake_case"), "&#64;team &#35;1 \\[x\\]\\(y\\) snake\\_case");
         assert_eq!(escape("bell\u{7}"), "bell\u{fffd}");
+        assert_eq!(escape("gpj.\u{202e}live"), "gpj.\u{fffd}live");
         assert_eq!(escape("größe 中"), "größe 中");
     }
 }

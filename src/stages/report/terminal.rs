@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use super::findings::{leakage, verdict};
 use super::table::Table;
 use super::{EngineFailure, Exporter, RunReport};
+use crate::text::visible_lines;
 
 /// A short report for a person who watched the run.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +47,7 @@ impl Exporter for Terminal {
             }
         }
         if !report.gate.is_empty() {
-            writeln!(out, "{}", report.gate)?;
+            writeln!(out, "{}", visible_lines(&report.gate.to_string()))?;
         }
         if let Some(books) = &report.books {
             write!(out, "{books}")?;
@@ -55,7 +56,7 @@ impl Exporter for Terminal {
             write!(out, "{books}")?;
         }
         for EngineFailure { engine, reason } in &report.engine_failures {
-            writeln!(out, "engine {engine} dropped out: {reason}")?;
+            writeln!(out, "engine {engine} dropped out: {}", visible_lines(reason))?;
         }
         Ok(())
     }

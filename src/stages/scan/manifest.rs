@@ -3,6 +3,10 @@
 //! Columns: `path` (or `file_name`, `filename`), and if wanted `label`, `split` (`gallery` or `train`; `query` or
 //! `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder.
 //!
+//! Whoever wrote the list must not choose any file of the machine: a row that leads out of the folder, by an absolute path or by
+//! `..`, is a failure unless [`ScanOptions::outside`] allows it. A symbolic link is followed: it was put there by who may write
+//! in the folder.
+//!
 //! The rows keep their order and every value is taken as text: `007` stays a label of three characters.
 
 use std::path::{Component, Path, PathBuf};
@@ -15,7 +19,7 @@ use datafusion::prelude::{
     CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
 
-use super::{ImageRef, LabelRule, Scan, ScanError, Split};
+use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Split, leads_out};
 
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
 
@@ -32,9 +36,10 @@ pub fn is_manifest(path: &Path) -> bool {
 pub(super) async fn scan(
     manifest: &Path,
     default: Split,
-    rule: &LabelRule,
+    options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
+    let rule = &options.label;
     let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
     // DataFusion's chain of errors ends in the one that names the row.
     let failed = |error: DataFusionError| wrong(error.strip_backtrace());
@@ -70,6 +75,19 @@ pub(super) async fn scan(
             }
             for split in sides {
                 let id = id(path, folder, &absolute);
+                if path.contains('\0') {
+                    let reason = format!("the path of row {number} holds a NUL, which no file's name can");
+                    scan.fail(&id, split, "name", reason);
+                    continue;
+                }
+                if !options.outside && leads_out(Path::new(&id)) {
+                    let reason = format!(
+                        "row {number} leads out of the manifest's folder; move the manifest above its pictures, or set \
+                         input.outside = true if whoever wrote it may name any file"
+                    );
+                    scan.fail(&id, split, "outside", reason);
+                    continue;
+                }
                 let file = folder.join(path);
                 match std::fs::metadata(&file) {
                     Ok(kind) if kind.is_file() => {
@@ -80,7 +98,12 @@ pub(super) async fn scan(
                         };
                         scan.images.push(ImageRef { id, split, label, path: file });
                     }
-                    Ok(_) => scan.fail(&id, split, "not_a_file", format!("row {number} names a folder")),
+                    Ok(_) => scan.fail(
+                        &id,
+                        split,
+                        "not_a_file",
+                        format!("row {number} names a folder or a device"),
+                    ),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                         let reason =
                             format!("the file that row {number} names is missing: {}", file.display());

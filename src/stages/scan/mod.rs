@@ -12,7 +12,8 @@ pub use manifest::is_manifest;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::ops::Not;
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
@@ -25,12 +26,15 @@ use super::decode::Failure;
 /// Why there is nothing to work on. Exit code 2: the input has to be put right.
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
+    /// It is not there, or may not be read. Check the path in the pipeline file, which counts from that file's folder.
     #[error("{what} {path} cannot be read: {source}")]
     Unreadable { what: &'static str, path: PathBuf, source: std::io::Error },
+    /// The key names a file of another kind. Name the folder that holds it, or a manifest.
     #[error("{what} {path} is not a folder, nor a .csv, .jsonl or .parquet manifest")]
     NotAFolder { what: &'static str, path: PathBuf },
     #[error("{what} {path} holds no pictures ({seen}); check the path")]
     Empty { what: &'static str, path: PathBuf, seen: String },
+    /// The reason names the row, or the column that is missing. Mend the manifest (docs/input-and-sql.md).
     #[error("manifest {path}: {reason}")]
     Manifest { path: PathBuf, reason: String },
 }
@@ -82,6 +86,8 @@ pub struct ScanOptions {
     pub gallery: PathBuf,
     pub queries: Option<PathBuf>,
     pub label: LabelRule,
+    /// Whether rows of a manifest may name pictures outside of its folder.
+    pub outside: bool,
 }
 
 /// What was found.
@@ -131,15 +137,15 @@ impl Scan {
 /// # Errors
 /// See [`ScanError`]: a root that is missing, unreadable or without pictures. Trouble below a root is a [`Failure`].
 pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
-    let ScanOptions { gallery, queries, label } = options;
+    let ScanOptions { gallery, queries, .. } = options;
     let mut scan = Scan::default();
-    scan_root("gallery", gallery, Split::Gallery, label, &mut scan).await?;
+    scan_root("gallery", gallery, Split::Gallery, options, &mut scan).await?;
     require("gallery", gallery, Split::Gallery, &scan, [0; 3])?;
     // One manifest may hold both sides, and is then read once.
     if let Some(queries) = queries {
         let before = scan.counts();
         if !(queries == gallery && is_manifest(queries)) {
-            scan_root("queries", queries, Split::Query, label, &mut scan).await?;
+            scan_root("queries", queries, Split::Query, options, &mut scan).await?;
         }
         require("queries", queries, Split::Query, &scan, before)?;
     }
@@ -164,10 +170,18 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
     Ok(scan)
 }
 
-/// Where the picture with this id lies, below the folder or beside the manifest that `root` is.
-pub fn file_of(root: &Path, id: &str) -> PathBuf {
-    let folder = if is_manifest(root) { root.parent().unwrap_or(Path::new("")) } else { root };
-    folder.join(id)
+/// Where the picture with this id lies, below the folder or beside the manifest that `root` is. A server may answer with any id:
+/// nothing where it would lead out of the folder. A manifest may name pictures anywhere, if it is allowed to.
+pub fn file_of(root: &Path, id: &str) -> Option<PathBuf> {
+    if is_manifest(root) {
+        return Some(root.parent().unwrap_or(Path::new("")).join(id));
+    }
+    leads_out(Path::new(id)).not().then(|| root.join(id))
+}
+
+/// Whether a path, taken from some folder, may end outside of it: it is absolute, or has a part `..`.
+fn leads_out(path: &Path) -> bool {
+    !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 /// One folder, all of one split; or one manifest, whose rows may name their split.
@@ -175,17 +189,17 @@ async fn scan_root(
     what: &'static str,
     root: &Path,
     split: Split,
-    label: &LabelRule,
+    options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
     let unreadable = |source| ScanError::Unreadable { what, path: root.to_owned(), source };
     let kind = std::fs::metadata(root).map_err(unreadable)?;
     if kind.is_dir() {
         std::fs::read_dir(root).map_err(unreadable)?;
-        folder::scan(root, split, label, scan);
+        folder::scan(root, split, &options.label, scan);
         Ok(())
     } else if is_manifest(root) {
-        manifest::scan(root, split, label, scan).await
+        manifest::scan(root, split, options, scan).await
     } else {
         Err(ScanError::NotAFolder { what, path: root.to_owned() })
     }
@@ -327,6 +341,16 @@ pub struct Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_id_does_not_lead_out_of_a_folder() {
+        let folder = Path::new("photos");
+        assert_eq!(file_of(folder, "a/..b/1.jpg"), Some(PathBuf::from("photos/a/..b/1.jpg")));
+        for id in ["../1.jpg", "a/../../1.jpg", "/etc/1.jpg", ".."] {
+            assert_eq!(file_of(folder, id), None, "{id}");
+        }
+        assert_eq!(file_of(Path::new("lists/a.csv"), "../1.jpg"), Some(PathBuf::from("lists/../1.jpg")));
+    }
 
     #[test]
     fn labels_come_from_folders_or_from_an_explicit_pattern() {

@@ -33,6 +33,7 @@ impl fmt::Display for Differences {
     }
 }
 
+/// What is wrong with the feature table, or with rows for it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error(
@@ -47,6 +48,7 @@ pub enum StoreError {
          to embed again"
     )]
     OtherSchema { path: String, found: String, known: u32 },
+    /// The file system said no; the remedy goes by the kind of error.
     #[error("{path}: {reason}; {remedy}")]
     Io { path: String, reason: String, remedy: &'static str },
     #[error(
@@ -55,10 +57,14 @@ pub enum StoreError {
     Damaged { file: String, reason: String },
     #[error("another program wrote to {path} at the same time ({reason}); let it finish, then run again")]
     Conflict { path: String, reason: String },
+    /// A file that is imported holds what no table can. Mend the file, and import it again.
     #[error("{split} picture {id:?}: {reason}")]
     InvalidRow { split: &'static str, id: String, reason: String },
+    /// A file that is imported names a picture twice. Mend the file, and import it again.
     #[error("{split} picture {id:?} is there twice: {place}")]
     Duplicate { split: &'static str, id: String, place: &'static str },
+    /// None of the other kinds; the reason is that of the Delta library. Run again; if it stays, restore the table or delete its
+    /// folder.
     #[error("{path}: {reason}")]
     Failed { path: String, reason: String },
 }

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::table::Table;
 use crate::stages::decode::{self, DecodeError, DecodeOptions, Exif};
+use crate::text::turns_direction;
 
 pub use page::Html;
 pub use sweep::sweep_page;
@@ -153,9 +154,7 @@ fn harmless(text: &str) -> String {
 fn seen(c: char) -> char {
     match c {
         '\n' | '\r' => '↵',
-        // Unicode's explicit marks of direction.
-        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-        c if c.is_control() => '\u{fffd}',
+        c if c.is_control() || turns_direction(c) => '\u{fffd}',
         c => c,
     }
 }

@@ -38,7 +38,7 @@ pub struct Pictures<'a> {
 }
 
 impl Pictures<'_> {
-    fn file(&self, (split, id): (Split, &str)) -> PathBuf {
+    fn file(&self, (split, id): (Split, &str)) -> Option<PathBuf> {
         let root = match split {
             Split::Gallery => self.gallery,
             Split::Query => self.queries.unwrap_or(self.gallery),
@@ -48,7 +48,7 @@ impl Pictures<'_> {
 
     /// At most `side` pixels wide and high, in whole; never enlarged.
     fn thumbnail(&self, picture: (Split, &str), side: u32) -> Option<RgbImage> {
-        let bytes = std::fs::read(self.file(picture)).ok()?;
+        let bytes = std::fs::read(self.file(picture)?).ok()?;
         let options = DecodeOptions { exif: Exif::Apply, max_pixels: self.max_pixels };
         let image = decode::preview(&bytes, &options, side).ok()?;
         let image = RgbImage::from_raw(image.width, image.height, image.rgb)?;

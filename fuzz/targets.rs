@@ -1,0 +1,267 @@
+//! What is fuzzed: functions that take any bytes and must neither panic nor break their promise. `make fuzz` drives them
+//! with libFuzzer (fuzz/main.rs), tests/it/fuzz.rs with their seeds and with every input that once broke one.
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use image::{ImageFormat, RgbImage};
+use imagedex::config::PipelineConfig;
+use imagedex::engines::VectorIndex;
+use imagedex::engines::flat::Flat;
+use imagedex::exchange;
+use imagedex::models::Resize;
+use imagedex::stages::decode::{self, DecodeOptions, Exif, Picture};
+use imagedex::stages::embed::EmbeddingBatch;
+use imagedex::stages::evaluate::{self, EvaluateOptions, Mode};
+use imagedex::stages::preprocess;
+use imagedex::stages::report::{Exporter, Html, Junit, Markdown, Pictures, RunReport, Summary, Terminal};
+use imagedex::stages::scan::{self, LabelRule, ScanOptions, Split};
+use serde_json::json;
+
+/// One function to fuzz.
+pub struct Target {
+    pub name: &'static str,
+    pub run: fn(&[u8]),
+    /// Inputs to begin with, each of which takes another way.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All of them. Two more, for Elasticsearch's requests and answers, are beside that code.
+pub const TARGETS: [Target; 5] = [
+    Target { name: "decode", run: decode, seeds: pictures },
+    Target { name: "manifest", run: manifest, seeds: manifests },
+    Target { name: "features", run: features, seeds: feature_files },
+    Target { name: "pipeline", run: pipeline, seeds: pipelines },
+    Target { name: "report", run: report, seeds: labels },
+];
+
+/// A decoded picture is as large as it says and within the limit, whatever the file promised.
+fn decode(bytes: &[u8]) {
+    const MOST: u64 = 200_000;
+    for exif in [Exif::Ignore, Exif::Apply] {
+        let options = DecodeOptions { exif, max_pixels: MOST };
+        let Ok(image) = decode::decode(bytes, &options) else { continue };
+        let pixels = u64::from(image.width) * u64::from(image.height);
+        assert!(pixels > 0 && pixels <= MOST && image.rgb.len() as u64 == 3 * pixels);
+        for filter in [Resize::Nearest, Resize::Bilinear, Resize::Bicubic, Resize::Lanczos] {
+            let resized = preprocess::resize(&image, 16, filter).expect("a picture can be resized");
+            assert_eq!(resized.len(), 16 * 16 * 3);
+        }
+        let _ = (decode::dhash(&image), decode::pixel_sha256(&image));
+    }
+    let _ = decode::preview(bytes, &DecodeOptions { exif: Exif::Apply, max_pixels: MOST }, 16);
+}
+
+/// A picture in each format, and one with an EXIF orientation.
+fn pictures() -> Vec<Vec<u8>> {
+    use ImageFormat::*;
+    let photo = RgbImage::from_fn(17, 11, |x, y| image::Rgb([(x * 15) as u8, (y * 23) as u8, (x * y) as u8]));
+    let encoded = |format| {
+        let mut bytes = Cursor::new(Vec::new());
+        photo.write_to(&mut bytes, format).expect("encodes");
+        bytes.into_inner()
+    };
+    let mut all: Vec<Vec<u8>> = [Jpeg, Png, WebP, Gif, Bmp, Tiff].map(encoded).into();
+    let exif = [b"II*\0\x08\0\0\0\x01\0".as_slice(), b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"].concat();
+    let mut bytes = Vec::new();
+    let mut encoder = image::codecs::jpeg::JpegEncoder::new(&mut bytes);
+    image::ImageEncoder::set_exif_metadata(&mut encoder, exif).expect("has EXIF");
+    encoder.encode_image(&photo).expect("encodes");
+    all.push(bytes);
+    all
+}
+
+/// A folder that is kept for the process: making one for each input would be most of the work.
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = std::env::temp_dir().join(format!("imagedex-fuzz-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("lists/a")).expect("writable");
+        for name in ["outside.png", "lists/in.png", "lists/a/in.png"] {
+            std::fs::write(folder.join(name), b"\x89PNG").expect("writable");
+        }
+        folder
+    })
+}
+
+/// The bytes after the first, in a file whose ending the first byte chooses.
+fn file(bytes: &[u8], endings: &[&str]) -> Option<PathBuf> {
+    let (first, rest) = bytes.split_first()?;
+    let path = folder().join("lists").join(format!("input.{}", endings[usize::from(*first) % endings.len()]));
+    std::fs::write(&path, rest).expect("writable");
+    Some(path)
+}
+
+/// A manifest leads to pictures below its folder or to none.
+fn manifest(bytes: &[u8]) {
+    static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
+    let runtime = RUNTIME.get_or_init(|| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    });
+    let Some(gallery) = file(bytes, &["csv", "jsonl", "parquet"]) else { return };
+    let options = ScanOptions { gallery, queries: None, label: LabelRule::None, outside: false };
+    let Ok(found) = runtime.block_on(scan::scan(&options)) else { return };
+    let lists = folder().join("lists").canonicalize().expect("a folder");
+    for image in &found.images {
+        let path = image.path.canonicalize().expect("it is there");
+        assert!(path.starts_with(&lists), "{} leads to {}", image.id, path.display());
+    }
+    assert!(found.images.windows(2).all(|two| (two[0].split, &two[0].id) < (two[1].split, &two[1].id)));
+}
+
+fn manifests() -> Vec<Vec<u8>> {
+    let texts: [&[u8]; 4] = [
+        b"\0path,label,split\nin.png,x,gallery\na/in.png,\"y\nz\",train\n../outside.png,x,test\n",
+        b"\0filename,is_query,is_gallery\n./a//in.png,1,True\nin.png,false,\n",
+        b"\x01{\"path\":\"in.png\",\"label\":\"x\"}\n{\"path\":\"a/../../outside.png\"}\n",
+        b"\x01{\"file_name\":\"in.png\\u0000\",\"split\":\"gallery\"}\n{\"file_name\":\"in.png\"}\n",
+    ];
+    let mut all: Vec<Vec<u8>> = texts.map(<[u8]>::to_vec).into();
+    all.push([b"\x02".as_slice(), &parquet(&["in.png", "../outside.png"])].concat());
+    all
+}
+
+/// A table of one column `path`.
+fn parquet(paths: &[&str]) -> Vec<u8> {
+    let column: arrow::array::ArrayRef = std::sync::Arc::new(arrow::array::StringArray::from(paths.to_vec()));
+    let rows = arrow::array::RecordBatch::try_from_iter([("path", column)]).expect("valid");
+    let mut bytes = Vec::new();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, rows.schema(), None).expect("valid");
+    writer.write(&rows).expect("written");
+    writer.close().expect("written");
+    bytes
+}
+
+/// What is read from a feature file is whole: a vector for each picture.
+fn features(bytes: &[u8]) {
+    let Some(file) = file(bytes, &["h5", "csv", "npy", "parquet"]) else { return };
+    let Ok(batch) = exchange::read(&file) else { return };
+    assert_eq!(batch.vectors.len(), batch.pictures.len() * batch.dim);
+    assert_eq!(batch.norms.len(), batch.pictures.len());
+}
+
+fn feature_files() -> Vec<Vec<u8>> {
+    let mut builder = hdf5_pure::FileBuilder::new();
+    let vectors: Vec<u8> = [1.0f64, 0.0, 0.0, 1.0].iter().flat_map(|number| number.to_le_bytes()).collect();
+    builder
+        .create_dataset("dataset_1")
+        .with_raw_data(hdf5_pure::make_f64_type(), vectors, 4)
+        .with_shape(&[2, 2]);
+    builder.create_dataset("dataset_2").with_ascii_strings(&["a.png", "b.png"]).expect("names");
+    let mut h5 = Vec::new();
+    builder.finish_to(&mut h5).expect("written");
+    let npy = b"\x93NUMPY\x01\0\x46\0{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }          \n\0\0\x80\x3f";
+    vec![
+        [b"\0".as_slice(), &h5].concat(),
+        b"\x01id,label,split,v0,v1\na.png,x,gallery,1.0,-0.5\n\"b\nc\",,query,1e-3,0.0\n".to_vec(),
+        [b"\x02".as_slice(), npy].concat(),
+        [b"\x03".as_slice(), &parquet(&["in.png"])].concat(),
+    ]
+}
+
+/// A pipeline file is understood, or refused in words that say which file.
+fn pipeline(bytes: &[u8]) {
+    let file = folder().join("fuzz.toml");
+    std::fs::write(&file, bytes).expect("writable");
+    match PipelineConfig::load(&file, &[]) {
+        Ok(config) => assert!(!config.evaluate.metrics.is_empty() && !config.evaluate.ks.contains(&0)),
+        Err(error) => assert!(error.to_string().contains("fuzz.toml"), "{error}"),
+    }
+}
+
+fn pipelines() -> Vec<Vec<u8>> {
+    let quickstart = include_bytes!("../pipelines/quickstart.toml");
+    let elastic = include_bytes!("../pipelines/elasticsearch.toml");
+    vec![
+        quickstart.to_vec(),
+        elastic.to_vec(),
+        b"[input]\ngallery = 'a'\nlabel = { regex = '^(.)' }\nmax_failures = '1%'\n[gate.l1]\n'P@1' = 0.5\n"
+            .to_vec(),
+    ]
+}
+
+/// The bytes as labels, ids and the run's name: what is no text of ours adds no markup to any output.
+fn report(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let words: Vec<&str> = text.split('\u{1f}').take(4).collect();
+    let hostile = render(&words);
+    // As many different words, all harmless.
+    let mut known: Vec<&str> = Vec::new();
+    let plain: Vec<String> = words
+        .iter()
+        .map(|word| {
+            let place = known.iter().position(|other| other == word).unwrap_or_else(|| {
+                known.push(word);
+                known.len() - 1
+            });
+            if word.is_empty() { String::new() } else { format!("w{place}") }
+        })
+        .collect();
+    let plain = render(&plain.iter().map(String::as_str).collect::<Vec<_>>());
+    let tags = |html: &str| html.matches('<').count();
+    assert_eq!(tags(&hostile.html), tags(&plain.html), "{words:?}");
+    assert_eq!(hostile.html.matches("<script>").count(), 1);
+    assert!(!hostile.markdown.contains(['\x1b', '\r', '\u{202e}']));
+    assert_eq!(hostile.markdown.lines().count(), plain.markdown.lines().count(), "{words:?}");
+    assert_eq!(hostile.markdown.matches('<').count(), 0);
+    assert!(!hostile.terminal.contains(|c: char| c.is_control() && c != '\n'));
+}
+
+struct Rendered {
+    html: String,
+    markdown: String,
+    terminal: String,
+}
+
+fn render(words: &[&str]) -> Rendered {
+    let word = |i: usize| words[i % words.len()];
+    let batch = |split: Split, count: usize| EmbeddingBatch {
+        pictures: (0..count)
+            .map(|i| Picture {
+                id: format!("{i:02} {}", word(i)),
+                split,
+                label: Some(word(i)).filter(|label| !label.is_empty()).map(str::to_owned),
+                sha256: format!("{}{i}", split.name()),
+                pixel_sha256: String::new(),
+                dhash: 0,
+                width: 1,
+                height: 1,
+                format: "png".to_owned(),
+            })
+            .collect(),
+        dim: 2,
+        vectors: (0..count).flat_map(|i| [1.0, i as f32]).collect(),
+        norms: vec![1.0; count],
+    };
+    let (gallery, queries) = (batch(Split::Gallery, 8), batch(Split::Query, 4));
+    let mut index = Flat::new(true);
+    index.create(2).expect("created");
+    index.upsert(&gallery).expect("taken");
+    index.commit().expect("committed");
+    let options = EvaluateOptions { modes: vec![Mode::HeldOut], ..EvaluateOptions::default() };
+    let evaluation = evaluate::evaluate(&index, &gallery, &queries, &options).expect("evaluated");
+    let report = RunReport::new(word(0), json!({ "note": word(1) }), vec![evaluation]);
+    let written = |exporter: &dyn Exporter| {
+        let mut bytes = Vec::new();
+        exporter.write(&report, &mut bytes).expect("written");
+        String::from_utf8(bytes).expect("UTF-8")
+    };
+    let xml = written(&Junit);
+    let mut reader = quick_xml::Reader::from_str(&xml);
+    while reader.read_event().expect("well-formed") != quick_xml::events::Event::Eof {}
+    let back: RunReport = serde_json::from_str(&written(&Summary)).expect("JSON");
+    assert_eq!(back.name, word(0));
+    let pictures = Pictures { gallery: Path::new("gone"), queries: None, max_pixels: 1 };
+    Rendered { html: written(&Html { pictures }), markdown: written(&Markdown), terminal: written(&Terminal) }
+}
+
+fn labels() -> Vec<Vec<u8>> {
+    let words = [
+        "</script><img src=x onerror=alert(1)>\u{1f}a|b\n# c\u{1f}\"'&amp;\u{1f}]]>",
+        "\x1b[2J\u{1f}gpj.\u{202e}live\u{1f}**b** `c` [d](e) <f>",
+        "plain\u{1f}plain\u{1f}other",
+        "",
+    ];
+    words.map(|text| text.as_bytes().to_vec()).into()
+}
