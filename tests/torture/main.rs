@@ -8,7 +8,7 @@
 //! | `TORTURE_SEED` | 1 | chooses changes, phases and moments |
 //! | `TORTURE_KILLS` | 20 | kill -9 |
 //! | `TORTURE_SIGNALS` | 6 | SIGTERM and SIGINT |
-//! | `TORTURE_PARTS` | none | `all`: the parts that are commands of their own ([`parts`]) as well |
+//! | `TORTURE_PARTS` | none | `all`, or part of a name: parts that are commands of their own ([`parts`]) as well |
 //! | `SOAK_MINUTES` | none | the long run ([`soak`]) instead, for so long at most |
 //! | `SOAK_PICTURES` | 20,000 | pictures of the long run's gallery |
 
@@ -72,8 +72,8 @@ fn main() -> ExitCode {
     let ended = crash
         .go(setting("TORTURE_KILLS", 20) as usize, &mut table)
         .and_then(|()| signals.go(setting("TORTURE_SIGNALS", 6) as usize, &mut table));
-    if std::env::var("TORTURE_PARTS").is_ok_and(|parts| parts == "all") {
-        parts::run_all(&mut table);
+    if let Ok(wanted) = std::env::var("TORTURE_PARTS") {
+        parts::run(&wanted, &mut table);
     }
     print!("\n{table}");
     let seconds = started.elapsed().as_secs();
