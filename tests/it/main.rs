@@ -14,6 +14,7 @@ mod evaluation;
 mod gate;
 mod golden_features;
 mod html;
+mod memory;
 #[cfg(feature = "milvus")]
 mod milvus;
 #[cfg(feature = "milvus")]
