@@ -297,6 +297,11 @@ fn libjpeg(
     let mut header = header.from_reader(Watched { bytes, ran_out }).map_err(damaged)?;
     let (width, height) = (header.width() as u32, header.height() as u32);
     check_size(width, height, options)?;
+    // Each block of 8 x 8 costs at least a bit. A header that promises more would only cost memory: libjpeg clears the
+    // coefficients of a progressive file, six bytes a pixel, before it reads the first of them.
+    if (bytes.len() as u64) < u64::from(width) * u64::from(height) / 512 {
+        return Err(DecodeError::Truncated);
+    }
     // Whole, a half, a quarter or an eighth: what libjpeg does fast.
     let eighths = [1, 2, 4].into_iter().find(|eighths| width.max(height) / 8 * eighths >= side);
     if let Some(eighths) = eighths {
@@ -337,7 +342,15 @@ fn other_format(bytes: &[u8], format: ImageFormat, options: &DecodeOptions) -> R
     let wrong = |error| decode_error(error, options);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     let mut limits = Limits::default();
-    limits.max_alloc = Some(byte_limit(options.max_pixels));
+    limits.max_alloc = Some(byte_limit(match png_size(bytes, format) {
+        // Here the limit is for a row of pixels and for what comes with the picture: a colour profile is inflated before the
+        // size is asked for, and a megabyte of it can hold a gigabyte.
+        Some((width, height)) => {
+            check_size(width, height, options)?;
+            width.into()
+        }
+        None => options.max_pixels,
+    }));
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(wrong)?;
     let (width, height) = decoder.dimensions();
@@ -363,6 +376,13 @@ fn other_format(bytes: &[u8], format: ImageFormat, options: &DecodeOptions) -> R
         eight_bits => eight_bits.into_rgb8().into_raw(),
     };
     turned(from_raw(width, height, rgb)?, orientation)
+}
+
+/// Width and height of a PNG, from its first chunk.
+fn png_size(bytes: &[u8], format: ImageFormat) -> Option<(u32, u32)> {
+    let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    (format == ImageFormat::Png).then_some(())?;
+    Some((number(16)?, number(20)?))
 }
 
 /// Bytes that a picture may take: eight a pixel (16 bits of RGBA), and something for tables, metadata and padding.

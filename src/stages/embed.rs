@@ -79,7 +79,8 @@ const QUEUE: usize = 4;
 /// When the open chunk is handed to the store: kill -9 loses at most this much work.
 #[derive(Debug, Clone, Copy)]
 pub struct ChunkRule {
-    /// Rows of the first chunk; each further one is twice as large, up to `most`: a table likes few large files.
+    /// Rows of the first chunk; each further one is twice as large, up to `most`: a table likes few large files, and a chunk is
+    /// in memory twice while it is written.
     pub first: usize,
     pub most: usize,
     /// A chunk older than this is handed over whatever its size.
@@ -88,7 +89,7 @@ pub struct ChunkRule {
 
 impl Default for ChunkRule {
     fn default() -> Self {
-        ChunkRule { first: 4_096, most: 65_536, age: Duration::from_secs(120) }
+        ChunkRule { first: 4_096, most: 32_768, age: Duration::from_secs(120) }
     }
 }
 

@@ -17,6 +17,7 @@ mod gate;
 mod golden_features;
 mod hostile;
 mod html;
+mod memory;
 #[cfg(feature = "milvus")]
 mod milvus;
 #[cfg(feature = "milvus")]

@@ -304,10 +304,8 @@ fn a_library_that_cannot_be_loaded_is_one_clear_error() {
     }
 }
 
-/// A card of one's own: a tiny encoder that gives the mean colour.
-#[test]
-fn any_encoder_works_through_a_card() {
-    let folder = tempfile::tempdir().unwrap();
+/// A card of one's own in `folder`: a tiny encoder that gives the mean colour.
+pub fn mean_colour(folder: &Path) -> PathBuf {
     let node = |op: &str, input: &str, output: &str, attribute| NodeProto {
         op_type: op.into(),
         input: vec![input.into()],
@@ -331,16 +329,22 @@ fn any_encoder_works_through_a_card() {
     let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 13 }];
     let model =
         ModelProto { ir_version: 8, graph: Some(graph), opset_import, ..Default::default() }.encode_to_vec();
-    std::fs::write(folder.path().join("colour.onnx"), &model).unwrap();
+    std::fs::write(folder.join("colour.onnx"), &model).unwrap();
     let card = format!(
         "name = 'colour'\ndescription = 'mean colour'\nlicence = 'MIT'\nsource = 'this test'\ninput = 'rgb'\noutput = 'colour'\n\
          side = 4\ndim = 3\nnon_negative = true\nresize = 'bilinear'\n\
          [[file]]\nfile = 'colour.onnx'\nformat = 'fp32'\nsha256 = '{}'\n",
         hex::encode(Sha256::digest(&model))
     );
-    std::fs::write(folder.path().join("colour.toml"), card).unwrap();
+    let path = folder.join("colour.toml");
+    std::fs::write(&path, card).unwrap();
+    path
+}
 
-    let card = Card::load(&folder.path().join("colour.toml")).unwrap();
+#[test]
+fn any_encoder_works_through_a_card() {
+    let folder = tempfile::tempdir().unwrap();
+    let card = Card::load(&mean_colour(folder.path())).unwrap();
     let choice = |provider| ModelChoice {
         provider,
         pooling: Pooling::Model,

@@ -23,6 +23,7 @@ mod error;
 mod failures;
 mod plan;
 mod read;
+mod rewrite;
 mod schema;
 mod write;
 
@@ -50,6 +51,9 @@ const FINGERPRINT: &str = "imagedex.fingerprint";
 const PROVENANCE: &str = "imagedex.provenance";
 const DIMENSION: &str = "imagedex.dimension";
 const VERSION: &str = "imagedex.schema_version";
+
+/// Columns whose least and greatest values Delta keeps for each file: texts all of them.
+const STATISTICS: [&str; 5] = ["id", "label", "split", "sha256", "fingerprint"];
 
 /// What makes two vectors comparable. Stored in the table's metadata; a table takes vectors of one
 /// fingerprint only.
@@ -121,7 +125,7 @@ impl FeatureStore {
             .map_err(delta)?;
         let configuration = [
             ("delta.enableChangeDataFeed", "true".to_owned()),
-            ("delta.dataSkippingStatsColumns", "id,label,split,sha256,fingerprint".to_owned()),
+            ("delta.dataSkippingStatsColumns", STATISTICS.join(",")),
             (FINGERPRINT, provenance.fingerprint.clone()),
             (PROVENANCE, provenance.facts.to_string()),
             (DIMENSION, provenance.dim.to_string()),

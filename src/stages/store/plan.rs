@@ -13,6 +13,7 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, UInt64Type};
 use datafusion::prelude::SessionContext;
 
+use super::rewrite::Op;
 use super::write::now_us;
 use super::{CommitFacts, FeatureStore, StoreError, parse_split};
 use crate::stages::scan::{ImageRef, Seen, Split};
@@ -179,8 +180,13 @@ impl FeatureStore {
                 return Err(StoreError::InvalidRow { split, id, reason: reason.into() });
             }
         }
-        let source = context.sql(COPIES).await.map_err(|error| StoreError::datafusion(self.dir(), error))?;
-        self.merge(source, facts).await
+        let source = match reuse {
+            [] => None,
+            _ => Some(context.sql(COPIES).await.map_err(|error| StoreError::datafusion(self.dir(), error))?),
+        };
+        let puts = reuse.iter().map(|reuse| ((reuse.image.split, reuse.image.id.as_str()), Op::Put));
+        let deletes = delete.iter().map(|(split, id)| ((*split, id.as_str()), Op::Delete));
+        self.rewrite(&deletes.chain(puts).collect(), source, facts).await
     }
 }
 
@@ -208,9 +214,10 @@ const LOST_SOURCES: &str = "
 
 const COPIES: &str = "
     SELECT ops.id, ops.label, ops.split, stored.sha256, stored.pixel_sha256, stored.dhash, stored.width, stored.height,
-           stored.format, stored.norm, stored.embedding, ops.fingerprint, ops.indexed_at, ops.op
-    FROM ops LEFT JOIN features AS stored
-         ON stored.split = ops.source_split AND stored.id = ops.source_id AND stored.sha256 = ops.sha256";
+           stored.format, stored.norm, stored.embedding, ops.fingerprint, ops.indexed_at
+    FROM ops JOIN features AS stored
+         ON stored.split = ops.source_split AND stored.id = ops.source_id AND stored.sha256 = ops.sha256
+    WHERE ops.op = 'put'";
 
 /// The rows of [`DIFFERING`], by kind; numbers are places in the list of pictures seen, ascending.
 #[derive(Debug, Default)]

@@ -19,8 +19,8 @@ use super::{COLUMNS, FeatureStore, StoreError, first_key};
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
 
-/// Pictures that [`FeatureStore::for_each_row_of`] holds at a time: 128 MiB of vectors with 512 numbers each.
-const BAND_ROWS: usize = 65_536;
+/// Pictures that [`FeatureStore::for_each_row_of`] holds at a time: 64 MiB of vectors with 512 numbers each.
+const BAND_ROWS: usize = 32_768;
 
 impl FeatureStore {
     /// The table for a query of one's own, under the name `features`.
@@ -257,7 +257,7 @@ impl FeatureStore {
     }
 
     /// Why reading failed: the query engine does not name the file, so the files are tried one by one.
-    fn read_error(&self, error: DataFusionError) -> StoreError {
+    pub(super) fn read_error(&self, error: DataFusionError) -> StoreError {
         self.diagnose().unwrap_or_else(|| StoreError::datafusion(&self.dir, error))
     }
 

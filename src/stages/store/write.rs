@@ -6,18 +6,17 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use datafusion::arrow::array::{ArrayRef, RecordBatch, StringArray};
-use datafusion::arrow::datatypes::{Field, Schema};
-use datafusion::dataframe::DataFrame;
 use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::session_state::SessionState;
-use datafusion::prelude::{SessionContext, col, lit};
+use datafusion::prelude::SessionContext;
 use deltalake::delta_datafusion::create_session;
 use deltalake::kernel::transaction::CommitProperties;
 use deltalake::operations::vacuum::VacuumMode;
 use serde_json::Value;
 
+use super::rewrite::Op;
 use super::schema::{to_record_batch, validate};
-use super::{COLUMNS, CommitFacts, FeatureStore, StoreError, first_key, parse_split, writer_properties};
+use super::{CommitFacts, FeatureStore, StoreError, first_key, parse_split, writer_properties};
 use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
@@ -64,65 +63,20 @@ impl FeatureStore {
     /// Writes pictures over the rows with the same keys, and adds those that have none: one commit; none for
     /// an empty batch.
     ///
-    /// Each call rewrites every file that holds such a row, so hand over as many pictures at a time as memory
-    /// allows.
+    /// Each call rewrites every file that holds such a row (see [`rewrite`](super::rewrite)), so hand over as many pictures at a
+    /// time as memory allows.
     pub async fn replace(&mut self, batch: &EmbeddingBatch, facts: &CommitFacts) -> Result<(), StoreError> {
         if batch.is_empty() {
             return Ok(());
         }
         validate(batch, self.dim())?;
         let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
-        let rows = with_column(&rows, "op", Arc::new(StringArray::from(vec!["put"; batch.len()])));
         let source = SessionContext::new()
             .read_batch(rows)
             .map_err(|error| StoreError::datafusion(&self.dir, error))?;
-        self.merge(source, facts).await
-    }
-
-    /// Rows of `source` (the table's columns and `op`: `put` or `delete`) into the table: one commit.
-    ///
-    /// Memory grows with the table, not with `source`: every file that Delta cannot rule out by its key is held, vectors
-    /// included. With 512 numbers that is about 6 kB a row: 0.7 GB for ten renames among 120,000 pictures.
-    pub(super) async fn merge(&mut self, source: DataFrame, facts: &CommitFacts) -> Result<(), StoreError> {
-        self.check_writable()?;
-        let op = |name: &str| col("s.op").eq(lit(name));
-        let key = col("t.split").eq(col("s.split")).and(col("t.id").eq(col("s.id")));
-        let from_source = |name: &str| col(format!("s.{name}"));
-        let merge = self
-            .table
-            .clone()
-            .merge(source, key)
-            .with_source_alias("s")
-            .with_target_alias("t")
-            .with_session_state(Arc::new(write_session()))
-            .with_writer_properties(writer_properties())
-            .with_commit_properties(commit_properties(facts))
-            .when_matched_delete(|delete| delete.predicate(op("delete")))
-            .and_then(|merge| {
-                merge.when_matched_update(|update| {
-                    COLUMNS.iter().fold(update.predicate(op("put")), |update, name| {
-                        update.update(*name, from_source(name))
-                    })
-                })
-            })
-            .and_then(|merge| {
-                merge.when_not_matched_insert(|insert| {
-                    COLUMNS.iter().fold(insert.predicate(op("put")), |insert, name| {
-                        insert.set(*name, from_source(name))
-                    })
-                })
-            });
-        let merged = match merge {
-            Ok(merge) => merge.await,
-            Err(error) => Err(error),
-        };
-        match merged {
-            Ok((table, _)) => {
-                self.table = table;
-                Ok(())
-            }
-            Err(error) => Err(self.diagnose().unwrap_or_else(|| StoreError::delta(&self.dir, error))),
-        }
+        let ops =
+            batch.pictures.iter().map(|picture| ((picture.split, picture.id.as_str()), Op::Put)).collect();
+        self.rewrite(&ops, Some(source), facts).await
     }
 
     /// Joins small files into large ones once there are more than [`COMPACT_ABOVE`], keeping the order of the
@@ -186,7 +140,7 @@ impl FeatureStore {
 
     /// Delta's writers report a folder that cannot be written with a panic in a thread of theirs before they
     /// give the error.
-    fn check_writable(&self) -> Result<(), StoreError> {
+    pub(super) fn check_writable(&self) -> Result<(), StoreError> {
         let io = |error: std::io::Error| StoreError::io(&self.dir, &error);
         let mut probe = tempfile::tempfile_in(&self.dir).map_err(io)?;
         probe.write_all(&[0; 4096]).map_err(io)
@@ -199,20 +153,12 @@ fn is_ours(path: &str) -> bool {
     name.ends_with(".parquet") && (name.starts_with("part-") || name.starts_with("cdc-"))
 }
 
-fn with_column(rows: &RecordBatch, name: &str, column: ArrayRef) -> RecordBatch {
-    let mut fields: Vec<_> = rows.schema().fields().iter().cloned().collect();
-    fields.push(Arc::new(Field::new(name, column.data_type().clone(), true)));
-    let columns = rows.columns().iter().cloned().chain([column]).collect();
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
-        .expect("a column of the same length, with its own field")
-}
-
 pub(super) fn now_us() -> i64 {
     // A clock before 1970 is not worth an error: the column is for people.
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_micros() as i64)
 }
 
-fn commit_properties(facts: &CommitFacts) -> CommitProperties {
+pub(super) fn commit_properties(facts: &CommitFacts) -> CommitProperties {
     let properties = CommitProperties::default().with_max_retries(0);
     match &facts.0 {
         Value::Null => properties,

@@ -1,0 +1,182 @@
+//! What the program takes at most, as the operating system counts it.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
+
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+use image::ImageFormat;
+use imagedex::stages::store::read_failures;
+
+use crate::bad_input::{encoded, photo};
+use crate::models::mean_colour;
+use crate::support::{Said, Shop, cache};
+
+/// Runs a command on the pipeline file: what it said, and the bytes that it took at most.
+fn run(shop: &Shop, command: &[&str]) -> (Said, u64) {
+    let (out, err) = (shop.path("out"), shop.path("err"));
+    let file = |path: &Path| std::fs::File::create(path).expect("writable");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_imagedex"));
+    program.args(command).arg(shop.path("shop.toml")).env("IMAGEDEX_CACHE", cache());
+    let child = program.stdout(file(&out)).stderr(file(&err)).spawn().expect("the program starts");
+    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
+    // SAFETY: a child of ours that nobody else waits for, and two places to write to.
+    let ended = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
+    // SAFETY: numbers all of it, and zeroes are such.
+    let usage = unsafe { usage.assume_init() };
+    assert_eq!(ended, child.id() as i32, "{}", std::io::Error::last_os_error());
+    let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 };
+    let text = |path| std::fs::read_to_string(path).expect("readable");
+    (Said { code, out: text(&out), err: text(&err) }, usage.ru_maxrss as u64 * 1024)
+}
+
+/// Pictures and an encoder that takes next to nothing.
+fn shop(pictures: u32) -> Shop {
+    let shop = Shop::new();
+    let card = mean_colour(&shop.path(""));
+    shop.pipeline(&format!(
+        "[input]\ngallery = 'gallery'\nmax_failures = '100%'\n[model]\ncard = '{}'\npooling = 'model'\n",
+        card.display()
+    ));
+    for seed in 0..pictures {
+        shop.picture(&format!("gallery/good/{seed:02}.png"), seed);
+    }
+    shop
+}
+
+/// So many zeros, deflated to a thousandth.
+fn zeros(count: u64) -> Vec<u8> {
+    let mut deflated = ZlibEncoder::new(Vec::new(), Compression::fast());
+    std::io::copy(&mut std::io::repeat(0).take(count), &mut deflated).expect("deflates");
+    deflated.finish().expect("deflates")
+}
+
+/// A PNG of 8-bit (`depth` 1: of black and white) grey pixels with one more chunk before its data.
+fn png(side: u32, depth: u8, chunk: Option<(&[u8; 4], Vec<u8>)>) -> Vec<u8> {
+    let row = 1 + u64::from(side) * u64::from(depth) / 8;
+    let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[depth, 0, 0, 0, 0]].concat();
+    let data = zeros(row * u64::from(side));
+    let chunks = [(b"IHDR", header)].into_iter().chain(chunk).chain([(b"IDAT", data), (b"IEND", Vec::new())]);
+    let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (name, data) in chunks {
+        let named = [&name[..], &data].concat();
+        file.extend((data.len() as u32).to_be_bytes());
+        file.extend(&named);
+        file.extend(crc(&named).to_be_bytes());
+    }
+    file
+}
+
+/// The checksum of a PNG chunk, for megabytes.
+fn crc(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+/// A JPEG whose header says that it is of `side` x `side` pixels, which its content is not.
+fn jpeg(side: u16, is_progressive: bool, scans: usize) -> Vec<u8> {
+    let mut file = match is_progressive {
+        false => encoded(photo(64, 64), ImageFormat::Jpeg),
+        true => {
+            let mut encoder = mozjpeg::Compress::new(mozjpeg::ColorSpace::JCS_RGB);
+            encoder.set_size(64, 64);
+            encoder.set_progressive_mode();
+            let mut encoder = encoder.start_compress(Vec::new()).expect("starts");
+            encoder.write_scanlines(photo(64, 64).as_raw()).expect("writes");
+            encoder.finish().expect("finishes")
+        }
+    };
+    let marker = [0xff, if is_progressive { 0xc2 } else { 0xc0 }];
+    let frame = file.windows(2).position(|pair| pair == marker).expect("a frame header");
+    let side = side.to_be_bytes();
+    file[frame + 5..frame + 9].copy_from_slice(&[side, side].concat());
+    let scan = file.windows(2).position(|pair| pair == [0xff, 0xda]).expect("a scan");
+    let scan = file[scan..scan + 14].repeat(scans);
+    file.truncate(file.len() - 2);
+    file.extend(scan);
+    file.extend([0xff, 0xd9]);
+    file
+}
+
+/// A TIFF of 9,000 x 9,000 grey pixels that claims a quarter of a billion strips.
+fn tiff() -> Vec<u8> {
+    let entry = |tag: u16, kind: u16, count: u32, value: u32| {
+        [&tag.to_le_bytes()[..], &kind.to_le_bytes(), &count.to_le_bytes(), &value.to_le_bytes()].concat()
+    };
+    let entries = [
+        entry(256, 4, 1, 9_000),
+        entry(257, 4, 1, 9_000),
+        entry(258, 3, 1, 8),
+        entry(259, 3, 1, 1),
+        entry(262, 3, 1, 1),
+        entry(273, 4, 1 << 28, 8),
+        entry(278, 4, 1, 1),
+        entry(279, 4, 1 << 28, 8),
+    ];
+    [b"II*\0\x08\0\0\0".to_vec(), (entries.len() as u16).to_le_bytes().to_vec(), entries.concat(), vec![0; 4]]
+        .concat()
+}
+
+/// A picture of 8 x 8 pixels whose bytes at `at` are others.
+fn lying(format: ImageFormat, at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut file = encoded(photo(8, 8), format);
+    file[at..at + bytes.len()].copy_from_slice(bytes);
+    file
+}
+
+#[test]
+fn a_bomb_costs_a_failure_row_and_no_memory() {
+    const GOOD: u32 = 40;
+    let (said, usual) = run(&shop(GOOD), &["extract"]);
+    said.exits(0);
+
+    let sides = |side: i32| [side.to_le_bytes(), side.to_le_bytes()].concat();
+    let profile = |name: &[u8]| [name, &zeros(600 << 20)].concat();
+    let bombs = [
+        ("black.png", "too_large", png(50_000, 1, None)),
+        ("screen.gif", "too_large", lying(ImageFormat::Gif, 6, &[0xff; 4])),
+        ("huge.bmp", "too_large", lying(ImageFormat::Bmp, 18, &sides(60_000))),
+        ("hollow.bmp", "truncated", lying(ImageFormat::Bmp, 18, &sides(9_900))),
+        ("strips.tiff", "", tiff()),
+        // 14 bits of width - 1, and as many of height - 1.
+        ("lossless.webp", "corrupt", lying(ImageFormat::WebP, 21, &[0xff, 0xff, 0xff, 0x0f])),
+        ("huge.jpg", "too_large", jpeg(65_500, false, 0)),
+        ("huge-progressive.jpg", "too_large", jpeg(65_500, true, 0)),
+        ("hollow.jpg", "truncated", jpeg(9_900, false, 0)),
+        ("hollow-progressive.jpg", "truncated", jpeg(9_900, true, 0)),
+        ("scans.jpg", "corrupt", jpeg(64, true, 5_000)),
+    ];
+    // These are pictures all the same: what comes with them is of no interest.
+    let harmless = [
+        ("profile.png", png(64, 8, Some((b"iCCP", profile(b"p\0\0"))))),
+        ("text.png", png(64, 8, Some((b"zTXt", profile(b"t\0\0"))))),
+    ];
+    let shop = shop(GOOD);
+    let files = bombs
+        .iter()
+        .map(|(name, _, file)| (name, file))
+        .chain(harmless.iter().map(|(name, file)| (name, file)));
+    std::fs::create_dir(shop.path("gallery/bombs")).expect("writable");
+    for (name, bytes) in files {
+        let mut file = std::fs::File::create(shop.path("gallery/bombs").join(name)).expect("writable");
+        file.write_all(bytes).expect("writable");
+    }
+    let (said, peak) = run(&shop, &["extract"]);
+    said.exits(0);
+    let failures = read_failures(&shop.path("runs/shop/failures.parquet")).expect("failures");
+    let failures: BTreeMap<&str, &str> =
+        failures.iter().map(|f| (f.path.trim_start_matches("bombs/"), f.kind.as_str())).collect();
+    for (name, kind, _) in &bombs {
+        let found = failures.get(name).unwrap_or_else(|| panic!("{name} passed: {failures:?}"));
+        assert!(kind.is_empty() || found == kind, "{name}: {found}");
+    }
+    assert_eq!(failures.len(), bombs.len(), "{failures:?}");
+    let stored = u64::from(GOOD) + harmless.len() as u64;
+    assert_eq!(shop.run_json()["books"]["stored"], stored);
+    let more = peak.saturating_sub(usual) / 1_000_000;
+    eprintln!("peak {} MB with bombs, {} MB without", peak / 1_000_000, usual / 1_000_000);
+    assert!(more < 150, "{more} MB more than {} MB without bombs", usual / 1_000_000);
+}
