@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
+use imagedex::exit::Exit;
 use imagedex::models::onnx::{
     AttributeProto, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto,
     data_type,
@@ -272,6 +273,14 @@ pub struct Side<'a> {
 
 impl Side<'_> {
     pub fn run(&self, strike: Option<&Strike>) -> Ended {
+        for _ in 0..3 {
+            let ended = strike::run(&self.pipeline, strike);
+            if ended.status.code() != Some(i32::from(Exit::Locked as u8)) {
+                return ended;
+            }
+            // The server came to a request of a killed run after we had looked for its lock.
+            self.node.request("DELETE", &format!("/imagedex-locks/_doc/{}?refresh=true", self.alias), None);
+        }
         strike::run(&self.pipeline, strike)
     }
 

@@ -27,6 +27,8 @@ use crate::support::cache;
 const ROUNDS: usize = 25;
 /// By so much may a process be larger than one that did the same work before: allocators do not give all back at once.
 const MORE_KIB: u64 = 64 << 10;
+/// Whoever opens the table opens each entry of its log since the last checkpoint, and Delta makes one every so many commits.
+const LOG_ENTRIES: u64 = 100;
 /// Files of the table that a commit may add: a Parquet file, its change data, its entry in the log, and what a checkpoint takes.
 /// Delta keeps those that were replaced for seven days, so they do grow within one day.
 const FILES_A_COMMIT: u64 = 5;
@@ -188,7 +190,7 @@ fn grown(rounds: &[Round], pair: &Pair<'_>) -> Vec<String> {
     let most = |of: fn(&Round) -> u64| early.iter().map(of).max().unwrap_or_else(|| of(last));
     let bounds = [
         ("peak memory, KiB", last.peak_kib, most(|round| round.peak_kib) + MORE_KIB),
-        ("open files", last.most_open as u64, most(|round| round.most_open as u64) + 8),
+        ("open files", last.most_open as u64, most(|round| round.most_open as u64) + LOG_ENTRIES),
         ("files of the table", last.files, FILES_A_COMMIT * (last.version + 1)),
         ("other files in the work folder", last.other_files, most(|round| round.other_files)),
         ("temporary files", last.temporary as u64, 0),

@@ -13,7 +13,7 @@ use crate::support::cache;
 pub const PHASES: [&str; 5] = ["extract", "load", "evaluate", "report", "promote"];
 
 /// A run that was asked to end and has not for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The phase of a stage that the log names.
 fn phase_of(stage: &str) -> usize {
