@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 type Run = fn(&[u8]);
+type Seeds = fn() -> Vec<Vec<u8>>;
 
 static RUN: OnceLock<Run> = OnceLock::new();
 
@@ -33,17 +34,20 @@ extern "C" fn one(data: *const u8, length: usize) -> c_int {
     0
 }
 
-fn target(name: &str) -> (Run, fn() -> Vec<Vec<u8>>) {
+fn target(name: &str) -> (Run, Seeds) {
     #[cfg(fuzzing)]
     {
         use imagedex::engines::elastic::probe;
-        let text = |bytes: &[u8]| probe::bulk_request(&String::from_utf8_lossy(bytes));
+        let request: Run = |bytes| probe::bulk_request(&String::from_utf8_lossy(bytes));
+        let requests: Seeds = || vec![b"a\x1fb\n{\"index\":{}}\n\x1f\"\\".to_vec()];
+        let answer: Run = probe::bulk_answer;
+        let answers: Seeds = || {
+            let error = r#"{"type":"a","reason":"b","root_cause":[{"type":"c"}]}"#;
+            vec![format!(r#"{{"items":[{{"index":{{"status":429,"error":{error}}}}}]}}"#).into_bytes()]
+        };
         match name {
-            "bulk_request" => return (text, || vec![b"a\x1fb\n{\"index\":{}}\n\x1f\"\\".to_vec()]),
-            "bulk_answer" => {
-                let answer = br#"{"items":[{"index":{"status":429,"error":{"type":"a","reason":"b","root_cause":[]}}}]}"#;
-                return (probe::bulk_answer, || vec![answer.to_vec()]);
-            }
+            "bulk_request" => return (request, requests),
+            "bulk_answer" => return (answer, answers),
             _ => {}
         }
     }

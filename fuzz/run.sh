@@ -20,7 +20,7 @@ fi
 export LIBFUZZER=$work/libfuzzer.a
 
 program=$(RUSTC_WRAPPER=$PWD/fuzz/rustc.sh CARGO_TARGET_DIR=$work cargo test --release --features fuzz --test fuzz --no-run \
-	--message-format=json | python3 -c 'import json, sys
+	--message-format=json-render-diagnostics | python3 -c 'import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("target", {}).get("name") == "fuzz" and message.get("executable"): print(message["executable"])')

@@ -15,7 +15,7 @@ fn every_target_keeps_its_promise_on_its_seeds_and_on_damaged_ones() {
         for seed in &seeds {
             run(seed);
             let mut random = fastrand::Rng::with_seed(seed.len() as u64);
-            for _ in 0..12 {
+            for _ in 0..6 {
                 let mut damaged = seed[..seed.len() - random.usize(..seed.len() / 2 + 1)].to_vec();
                 for _ in 0..random.usize(..4) {
                     if !damaged.is_empty() {
