@@ -29,6 +29,7 @@ mod setup;
 mod several;
 mod sql;
 mod statistics;
+mod storage_faults;
 mod store;
 mod sweep;
 mod trec;

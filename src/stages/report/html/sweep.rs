@@ -20,7 +20,11 @@ pub fn sweep_page(report: &SweepReport) -> String {
             _ => format!("<span class=\"about\">{}</span> ", escape(mode)),
         };
         header += &format!("<p class=\"verdict\">{about}{}</p>\n", escape(&ranking.verdict()));
-        sections.push(Section::new(mode, &format!("Settings, {}", mode.replace('_', "-")), settings(ranking)));
+        sections.push(Section::new(
+            mode,
+            &format!("Settings, {}", mode.replace('_', "-")),
+            settings(ranking),
+        ));
     }
     let how = format!("<p>{}</p>\n", escape(SweepReport::HOW));
     sections.push(Section::new("how", "How to read it", how));
@@ -49,7 +53,10 @@ fn settings(ranking: &Ranking) -> String {
     };
     let figure = Figure {
         title: "MAP of each setting".to_owned(),
-        description: format!("{which}, the best first: mean over {} queries, with its 95 % interval.", ranking.queries),
+        description: format!(
+            "{which}, the best first: mean over {} queries, with its 95 % interval.",
+            ranking.queries
+        ),
         svg: charts::intervals(&drawn),
         legend: vec![
             (best, "the best, and those not told apart from it".to_owned()),
