@@ -52,7 +52,7 @@ pub enum Command {
     Search(Search),
     /// Ask the tables `features`, `failures` and `per_query`
     Sql(Sql),
-    /// Import, export or compare feature files
+    /// Import, export, compare or verify features
     #[command(subcommand)]
     Features(Features),
     /// Build, verify or calibrate the model files
@@ -163,6 +163,14 @@ pub enum Features {
         /// The folder of the new table
         #[arg(long)]
         table: PathBuf,
+    },
+    /// Read the whole table and its log: exit code 0 if it is sound, else 4 and a line for each thing that is wrong
+    Verify {
+        /// Move what is damaged aside, and embed again what was in it
+        #[arg(long)]
+        repair: bool,
+        #[command(flatten)]
+        pipeline: Pipeline,
     },
     /// How alike two sets of vectors of the same pictures are, such as those of int8 and of fp32
     Compare {

@@ -79,6 +79,7 @@ struct InputFile {
     exif: Exif,
     max_pixels: Option<u64>,
     max_failures: Option<Budget>,
+    max_deleted: Option<Budget>,
 }
 
 /// `"folder"`, `"top_folder"`, `"none"`, or `{ regex = "…" }`.
@@ -310,7 +311,7 @@ impl BaselineFile {
     }
 }
 
-/// How many pictures may fail before the run ends with exit code 3: a count (`20`) or a share (`"1%"`).
+/// How many pictures may fail, be refused or be gone before a run ends with an error: a count (`20`) or a share (`"1%"`).
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(try_from = "Value")]
 pub enum Budget {
@@ -342,7 +343,7 @@ impl TryFrom<Value> for Budget {
     type Error = String;
 
     fn try_from(value: Value) -> Result<Self, String> {
-        let wanted = "max_failures is a count such as 20, or a share such as \"1%\"";
+        let wanted = "it must be a count such as 20, or a share such as \"1%\"";
         match &value {
             Value::Integer(count) => u64::try_from(*count).map(Budget::Count).map_err(|_| wanted.to_owned()),
             Value::String(text) => text
@@ -417,6 +418,9 @@ pub struct Input {
     pub max_pixels: u64,
     /// `input.max_failures`. Default: 1 %.
     pub max_failures: Budget,
+    /// `input.max_deleted`: count or share of the stored gallery, and of the stored queries, that may be gone from the input before
+    /// a run stops with exit code 4 and changes nothing. Default: 50 % of 100 pictures or more.
+    pub max_deleted: Option<Budget>,
 }
 
 /// What is measured.
@@ -591,6 +595,7 @@ impl PipelineFile {
                 exif: self.input.exif,
                 max_pixels: self.input.max_pixels.unwrap_or(DEFAULT_MAX_PIXELS),
                 max_failures: self.input.max_failures.unwrap_or(Budget::Share(0.01)),
+                max_deleted: self.input.max_deleted,
             },
             card: self.model.card.unwrap_or_else(|| "vgg16".to_owned()),
             model: ModelChoice {
@@ -846,7 +851,7 @@ mod tests {
             ("[evaluate]\nk = []\n[input]\ngallery = 'a'", "evaluate.k: needs at least one cut-off"),
             ("[input]\ngallery = 'a'\nlabel = 'year'", "input.label: `year` is not one of"),
             ("[input]\ngallery = 'a'\nlabel = { regex = '(' }", "input.label"),
-            ("[input]\ngallery = 'a'\nmax_failures = '1'", "max_failures is a count such as 20"),
+            ("[input]\ngallery = 'a'\nmax_failures = '1'", "must be a count such as 20"),
             ("[evaluate]\nmodes = ['held_out']\n[input]\ngallery = 'a'", "held_out needs input.queries"),
             ("[model]\nbatch = 0\n[input]\ngallery = 'a'", "model.batch"),
             ("name = 'x'", "missing key `input`"),

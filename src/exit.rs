@@ -58,8 +58,8 @@ impl Exit {
         }
         if let Some(error) = cause.downcast_ref::<LockError>() {
             return Some(match error {
-                LockError::Held { .. } => Exit::Locked,
-                LockError::Io { .. } => Exit::Infrastructure,
+                LockError::Held { .. } | LockError::TableHeld { .. } => Exit::Locked,
+                LockError::Io { .. } | LockError::TableIo { .. } => Exit::Infrastructure,
             });
         }
         if let Some(error) = cause.downcast_ref::<StoreError>() {

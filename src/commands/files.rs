@@ -84,8 +84,12 @@ pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// `imagedex features export|import|compare`
+/// `imagedex features export|import|verify|compare`
 pub fn features(command: &Features) -> anyhow::Result<Exit> {
+    if let Features::Verify { repair, pipeline } = command {
+        let config = PipelineConfig::load(&pipeline.pipeline, &pipeline.overrides.set)?;
+        return crate::pipeline::verify(&config, *repair);
+    }
     let runtime = crate::pipeline::async_runtime()?;
     let text = match command {
         Features::Export { file, pipeline } => {
@@ -100,6 +104,7 @@ pub fn features(command: &Features) -> anyhow::Result<Exit> {
         Features::Compare { first, second, worst } => {
             runtime.block_on(exchange::compare(first, second))?.table(*worst).to_string()
         }
+        Features::Verify { .. } => String::new(),
     };
     say(text.as_bytes())?;
     Ok(Exit::Done)

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 mod serve;
+mod verify;
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -20,7 +21,7 @@ use crate::engines::{EngineConfig, Filter};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
 use crate::leftovers;
-use crate::lock::WorkLock;
+use crate::lock::{TableLock, WorkLock};
 use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
 use crate::setup;
@@ -36,6 +37,7 @@ use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 use serve::Served;
+pub use verify::verify;
 
 /// All phases; and what monitoring reads of them, however they end.
 pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
@@ -378,6 +380,16 @@ impl<'a> Run<'a> {
 
     /// Pictures → feature table: only what is new or changed goes through the model.
     pub fn extract(&self) -> anyhow::Result<Extracted> {
+        let _lock = self.lock_table()?;
+        self.extract_locked()
+    }
+
+    /// The feature table for this run alone, as long as the lock is held.
+    fn lock_table(&self) -> anyhow::Result<TableLock> {
+        Ok(TableLock::take(&store::lock_file(&self.config.features)?)?)
+    }
+
+    fn extract_locked(&self) -> anyhow::Result<Extracted> {
         let mut stages = StageClock::default();
         let spec = self.model_spec()?;
         let scan = stages.time("scan", || self.scan())?;
@@ -395,6 +407,12 @@ impl<'a> Run<'a> {
         let plan = stages.time("plan", || self.block_on(store.plan(&seen)))?;
         stages.count(seen.len(), plan.to_embed());
         let mut embedded = 0;
+        if !plan.delete.is_empty() {
+            let of = |split| self.block_on(store.count(Some(split)));
+            let (gallery, queries) = (of(Split::Gallery)?, of(Split::Query)?);
+            let stored = |split| if split == Split::Gallery { gallery } else { queries };
+            plan.check_deletions(self.config.input.max_deleted, stored)?;
+        }
         let mut deleted = plan.delete.len();
         let reused = plan.unchanged + plan.reuse.len();
         let mut interrupted = interrupt::is_set();

@@ -68,6 +68,7 @@ pub fn load(
     let mut bulk = None;
     match index.as_server() {
         None => {
+            store.check_sums()?;
             index.create(store.dim())?;
             handle.block_on(store.for_each_batch(
                 Some(Split::Gallery),
@@ -153,6 +154,7 @@ fn load_server(
         }
         _ => {
             books.sent_what = "everything".to_owned();
+            store.check_sums()?;
             server.create_for(&source)?;
             let upsert = |batch: &EmbeddingBatch| upsert(server, batch, &mut sample);
             handle.block_on(store.for_each_batch(Some(Split::Gallery), BATCH_ROWS, upsert))?;

@@ -34,6 +34,7 @@ mod setup;
 mod several;
 mod sql;
 mod statistics;
+mod storage_faults;
 mod store;
 mod supply_chain;
 mod sweep;

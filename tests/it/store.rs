@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use deltalake::DeltaTable;
 use deltalake::protocol::SaveMode;
+use imagedex::config::Budget;
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::scan::Split::{self, Gallery, Query};
@@ -342,6 +343,29 @@ async fn two_writers_do_not_mix() {
         assert!(matches!(error, StoreError::Conflict { .. }), "{error}");
     }
     assert_eq!(open(dir.path()).await.count(None).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn half_of_a_large_gallery_is_not_deleted_unasked() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids: Vec<String> = (0..120).map(|i| format!("{i:03}.jpg")).collect();
+    let shots: Vec<Shot> = ids.iter().map(|id| (Gallery, id.as_str(), "", id.as_str())).collect();
+    run(dir.path(), &shots).await;
+    let store = open(dir.path()).await;
+    let check = async |shots: &[Shot<'_>], allowed: Option<Budget>| {
+        let pictures: Vec<Seen> = shots.iter().copied().map(seen).collect();
+        let plan = store.plan(&pictures).await.unwrap();
+        plan.check_deletions(allowed, |split| if split == Gallery { 120 } else { 0 })
+    };
+    assert!(check(&shots[..60], None).await.is_ok());
+    let error = check(&shots[..59], None).await.unwrap_err().to_string();
+    assert!(error.contains("61 of 120 gallery pictures") && error.contains("50%"), "{error}");
+    assert!(check(&shots[..59], Some(Budget::Count(61))).await.is_ok());
+    assert!(check(&shots[..118], Some(Budget::Count(1))).await.is_err());
+    let renamed: Vec<String> = ids.iter().map(|id| format!("new/{id}")).collect();
+    let moved: Vec<Shot> =
+        renamed.iter().zip(&ids).map(|(new, old)| (Gallery, new.as_str(), "", old.as_str())).collect();
+    assert!(check(&moved, None).await.is_ok(), "pictures that moved are not gone");
 }
 
 #[tokio::test]

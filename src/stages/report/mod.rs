@@ -31,6 +31,7 @@ use crate::engines::Footprint;
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming, read_per_query};
 use crate::stages::gate::Verdict;
+use crate::stages::store::sync_folder;
 use crate::stats::{Books, LoadBooks, StageStats};
 
 pub use findings::{chance, range};
@@ -280,8 +281,8 @@ impl RunRecord {
     }
 }
 
-/// Writes a file beside `path` and renames it over `path` once it is whole and on disk: readers see the old file or the
-/// new one, never half of either. On an error says why, and leaves the old one.
+/// Writes a file beside `path` and renames it over `path` once it is whole and on disk, and flushes the name as well: readers
+/// see the old file or the new one, never half of either, also after a power cut. On an error says why, and leaves the old one.
 pub(crate) fn write_whole<E: fmt::Display + From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), E>,
@@ -290,11 +291,11 @@ pub(crate) fn write_whole<E: fmt::Display + From<io::Error>>(
     write(file.as_file_mut()).map_err(|error| error.to_string())?;
     file.as_file().sync_all().map_err(|error| error.to_string())?;
     file.persist(path).map_err(|error| error.error.to_string())?;
-    Ok(())
+    sync_folder(folder_of(path)).map_err(|error| error.to_string())
 }
 
 /// The folder that holds `path`.
-fn folder_of(path: &Path) -> &Path {
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

@@ -9,6 +9,8 @@ use datafusion::error::DataFusionError;
 use deltalake::DeltaTableError;
 use deltalake::kernel::transaction::TransactionError;
 
+use crate::config::Budget;
+
 /// One setting that the stored vectors were made with, beside the one asked for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
@@ -51,10 +53,16 @@ pub enum StoreError {
     /// The file system said no; the remedy goes by the kind of error.
     #[error("{path}: {reason}; {remedy}")]
     Io { path: String, reason: String, remedy: &'static str },
+    #[error("the feature table is damaged: {file} {reason}; {remedy}")]
+    Damaged { file: String, reason: String, remedy: &'static str },
     #[error(
-        "{file} is damaged: {reason}; restore it from a backup, or delete the features folder to embed again"
+        "{gone} of {stored} {split} pictures are no longer in the input, more than input.max_deleted = {budget} allows, so nothing was \
+         changed; if a folder is not mounted, mount it; if the pictures are gone for good, run once with \
+         --set input.max_deleted=100%"
     )]
-    Damaged { file: String, reason: String },
+    TooManyGone { split: &'static str, gone: usize, stored: usize, budget: Budget },
+    #[error("{path} cannot be read: {reason}; run `imagedex extract` to write it again")]
+    Unreadable { path: String, reason: String },
     #[error("another program wrote to {path} at the same time ({reason}); let it finish, then run again")]
     Conflict { path: String, reason: String },
     /// A file that is imported holds what no table can. Mend the file, and import it again.
@@ -73,6 +81,12 @@ impl StoreError {
     /// Whether the configuration is at fault rather than disk, table or another program.
     pub fn is_usage(&self) -> bool {
         matches!(self, StoreError::FingerprintMismatch { .. } | StoreError::NotATable { .. })
+    }
+
+    /// A file of the table's that cannot be read, or is not as it was written.
+    pub(crate) fn damaged(file: &Path, reason: &str) -> StoreError {
+        let remedy = "run `imagedex features verify --repair` with the pipeline file: it takes out what is damaged and embeds it again";
+        StoreError::Damaged { file: file.display().to_string(), reason: reason.to_owned(), remedy }
     }
 
     /// An I/O error on `path`, with the remedy that fits its kind.

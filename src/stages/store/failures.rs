@@ -16,6 +16,7 @@ use tempfile::NamedTempFile;
 
 use super::{StoreError, parse_split, writer_properties};
 use crate::stages::decode::Failure;
+use crate::stages::report::folder_of;
 
 const COLUMNS: [&str; 5] = ["path", "split", "stage", "kind", "reason"];
 
@@ -44,7 +45,7 @@ pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreErro
 
 /// Reads the failures of the last run.
 pub fn read_failures(path: &Path) -> Result<Vec<Failure>, StoreError> {
-    let damaged = |reason: String| StoreError::Damaged { file: path.display().to_string(), reason };
+    let damaged = |reason: String| StoreError::Unreadable { path: path.display().to_string(), reason };
     let file = File::open(path).map_err(|error| StoreError::io(path, &error))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());
     let mut failures = Vec::new();
@@ -85,23 +86,20 @@ impl NewFile {
     /// Starts a file for `path`; makes the folder where it is missing.
     pub(crate) fn create(path: &Path) -> Result<NewFile, StoreError> {
         let io = |error: io::Error| StoreError::io(path, &error);
-        let dir = match path.parent() {
-            Some(dir) if !dir.as_os_str().is_empty() => dir,
-            _ => Path::new("."),
-        };
+        let dir = folder_of(path);
         fs::create_dir_all(dir).map_err(io)?;
         let temporary = tempfile::Builder::new().prefix(".imagedex-").tempfile_in(dir).map_err(io)?;
         Ok(NewFile { temporary, path: path.to_owned() })
     }
 
-    /// Flushes it to the disk and puts it in its place.
+    /// Flushes it to the disk, puts it in its place, and flushes its name.
     pub(crate) fn finish(self) -> Result<(), StoreError> {
         let NewFile { temporary, path } = self;
         let io = |error: io::Error| StoreError::io(&path, &error);
         readable_like_other_files(temporary.as_file()).map_err(io)?;
         temporary.as_file().sync_all().map_err(io)?;
         temporary.persist(&path).map_err(|error| io(error.error))?;
-        Ok(())
+        super::sync_folder(folder_of(&path)).map_err(io)
     }
 }
 
@@ -161,7 +159,7 @@ mod tests {
         std::fs::write(&path, b"PAR1").unwrap();
         let error = read_failures(&path).unwrap_err();
         assert!(
-            matches!(&error, StoreError::Damaged { file, .. } if file.ends_with("failures.parquet")),
+            matches!(&error, StoreError::Unreadable { path, .. } if path.ends_with("failures.parquet")),
             "{error}"
         );
     }

@@ -10,17 +10,19 @@
 //! seven days, for readers of older versions and of the change feed; only the log in `_delta_log` knows which
 //! ones count.
 //!
-//! Durability: Delta's local store writes a temporary file and renames it, without `fsync`. A killed process
-//! loses nothing that was committed. A power cut may lose the last seconds, as the operating system flushes
-//! files and their names on its own time; a file that came out too short is then reported by name
-//! ([`StoreError::Damaged`]).
+//! Durability: a commit that returned is on the disk ([`durable`]), so neither a killed process nor a power cut loses it. What a
+//! disk damages later is found by checksum or by what cannot be decoded, is named ([`StoreError::Damaged`]), and can be
+//! repaired ([`inspect`]).
 //!
-//! There is one committer. A commit that finds another's in its way fails ([`StoreError::Conflict`]) instead
-//! of trying again: what was checked before it (no key is there twice) would no longer hold.
+//! There is one committer, which holds the table's lock ([`lock_file`]). A commit that finds another's in its way all the same
+//! fails ([`StoreError::Conflict`]) instead of trying again: what was checked before it (no key is there twice) would no
+//! longer hold.
 
 mod changes;
+mod durable;
 mod error;
 mod failures;
+mod inspect;
 mod plan;
 mod read;
 mod rewrite;
@@ -29,6 +31,7 @@ mod write;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::compute::cast;
@@ -40,9 +43,11 @@ use serde_json::Value;
 use url::Url;
 
 pub use changes::Changes;
+pub(crate) use durable::sync_folder;
 pub use error::{Difference, Differences, StoreError};
 pub(crate) use failures::NewFile;
 pub use failures::{read_failures, write_failures};
+pub use inspect::{Inspection, Problem, Repaired};
 pub use plan::{Plan, Reuse};
 pub use schema::{COLUMNS, EMBEDDING_PATH, ROW_GROUP_ROWS, SCHEMA_VERSION, parse_split, writer_properties};
 pub(crate) use schema::{append_rows, arrow_schema, to_record_batch, validate};
@@ -92,12 +97,22 @@ impl FeatureStore {
         if !holds_table(dir)? {
             return Ok(None);
         }
+        match FeatureStore::load(dir).await {
+            // Delta names no file, and may not even see that one is missing.
+            Err(error @ StoreError::Failed { .. }) => {
+                Err(inspect::inspect_log(dir)?.first().map_or(error, |problem| problem.error()))
+            }
+            loaded => loaded.map(Some),
+        }
+    }
+
+    /// Reads the log of the table in `dir`.
+    async fn load(dir: &Path) -> Result<FeatureStore, StoreError> {
         let delta = |error| StoreError::delta(dir, error);
-        let mut table =
-            DeltaTableBuilder::from_url(table_url(dir)?).and_then(DeltaTableBuilder::build).map_err(delta)?;
+        let mut table = builder(dir)?.build().map_err(delta)?;
         table.load().await.map_err(delta)?;
         let provenance = read_provenance(dir, &table)?;
-        Ok(Some(FeatureStore::of(dir, table, provenance)?))
+        FeatureStore::of(dir, table, provenance)
     }
 
     /// Opens the table in `dir`, or makes an empty one there.
@@ -109,8 +124,15 @@ impl FeatureStore {
                 Ok(()) => return Ok(store),
                 // Made by a run that failed before it stored anything: there is nothing in it to be kept apart.
                 Err(_) if store.version() == 0 => {
-                    let log = dir.join("_delta_log");
-                    fs::remove_dir_all(&log).map_err(|error| StoreError::io(&log, &error))?;
+                    for folder in ["_delta_log", durable::CHECKSUMS] {
+                        let folder = dir.join(folder);
+                        match fs::remove_dir_all(&folder) {
+                            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                                return Err(StoreError::io(&folder, &error));
+                            }
+                            _ => {}
+                        }
+                    }
                 }
                 Err(error) => return Err(error),
             }
@@ -131,8 +153,8 @@ impl FeatureStore {
             (DIMENSION, provenance.dim.to_string()),
             (VERSION, SCHEMA_VERSION.to_string()),
         ];
-        let table = DeltaTable::try_from_url(table_url(dir)?)
-            .await
+        let table = builder(dir)?
+            .build()
             .map_err(delta)?
             .create()
             .with_columns(columns)
@@ -210,6 +232,28 @@ fn first_key(rows: &RecordBatch) -> Option<(String, String)> {
     Some((text(0)?, text(1)?))
 }
 
+/// The file that a writer locks. In the table's folder, so that it is one and the same whichever work folder a run has.
+pub fn lock_file(dir: &Path) -> Result<PathBuf, StoreError> {
+    // Not into a folder that is somebody else's.
+    holds_table(dir)?;
+    fs::create_dir_all(dir).map_err(|error| StoreError::io(dir, &error))?;
+    Ok(dir.join(LOCK))
+}
+
+const LOCK: &str = "_lock";
+
+/// What stands in a table's folder beside the table: none of Delta's readers looks at it.
+fn is_beside(name: &str) -> bool {
+    [LOCK, durable::CHECKSUMS, inspect::DAMAGED].contains(&name) || name.starts_with(".imagedex-")
+}
+
+/// Delta's access to the table in `dir`, by way of the [durable store](durable).
+fn builder(dir: &Path) -> Result<DeltaTableBuilder, StoreError> {
+    let url = table_url(dir)?;
+    let builder = DeltaTableBuilder::from_url(url.clone()).map_err(|error| StoreError::delta(dir, error))?;
+    Ok(builder.with_storage_backend(Arc::new(durable::DurableStore::new()), url))
+}
+
 fn table_url(dir: &Path) -> Result<Url, StoreError> {
     let absolute = std::path::absolute(dir).map_err(|error| StoreError::io(dir, &error))?;
     // Delta decodes the URL twice on some of its ways: `a%20b` would be made in one place and looked for in
@@ -250,7 +294,7 @@ fn holds_table(dir: &Path) -> Result<bool, StoreError> {
             }) {
                 return Ok(true);
             }
-        } else {
+        } else if !is_beside(&entry.file_name().to_string_lossy()) {
             is_empty = false;
         }
     }

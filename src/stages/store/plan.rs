@@ -16,6 +16,7 @@ use datafusion::prelude::SessionContext;
 use super::rewrite::Op;
 use super::write::now_us;
 use super::{CommitFacts, FeatureStore, StoreError, parse_split};
+use crate::config::Budget;
 use crate::stages::scan::{ImageRef, Seen, Split};
 
 /// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the
@@ -53,6 +54,36 @@ impl Plan {
     /// How many pictures must go through the network.
     pub fn to_embed(&self) -> usize {
         self.embed_new.len() + self.embed_changed.len()
+    }
+}
+
+/// The share of a split that a run deletes without being asked, where `input.max_deleted` says nothing.
+const MAX_DELETED: Budget = Budget::Share(0.5);
+
+/// Splits of fewer pictures than this may be emptied where `input.max_deleted` says nothing.
+const SMALL: usize = 100;
+
+impl Plan {
+    /// Refuses to delete more of a split than `allowed`, or, where that is `None`, more than half of a split that is not small.
+    /// Pictures that moved are not gone. `stored` says how many pictures of a split the table holds.
+    ///
+    /// An input folder whose file system is not mounted looks as if all of its pictures had been deleted.
+    pub fn check_deletions(
+        &self,
+        allowed: Option<Budget>,
+        stored: impl Fn(Split) -> usize,
+    ) -> Result<(), StoreError> {
+        let moved: HashSet<&(Split, String)> = self.reuse.iter().map(|reuse| &reuse.source).collect();
+        for split in [Split::Gallery, Split::Query] {
+            let gone = self.delete.iter().filter(|key| key.0 == split && !moved.contains(key)).count();
+            let stored = stored(split);
+            let budget = allowed.unwrap_or(MAX_DELETED);
+            let is_asked = allowed.is_some() || stored >= SMALL;
+            if gone > 0 && is_asked && budget.is_exceeded(gone as u64, stored as u64) {
+                return Err(StoreError::TooManyGone { split: split.name(), gone, stored, budget });
+            }
+        }
+        Ok(())
     }
 }
 

@@ -216,6 +216,14 @@ impl FeatureStore {
             .collect())
     }
 
+    /// The files that make up this version: path, bytes, and rows as the log has them.
+    pub(super) fn files_with_rows(&self) -> Result<Vec<(PathBuf, u64, u64)>, StoreError> {
+        let snapshot = self.table.snapshot().map_err(|error| StoreError::delta(&self.dir, error))?;
+        let rows = snapshot.log_data().into_iter().map(|add| add.num_records().unwrap_or_default() as u64);
+        let files = self.files_with_size()?.into_iter().zip(rows);
+        Ok(files.map(|((file, size), rows)| (file, size, rows)).collect())
+    }
+
     async fn features(&self, filter: Option<Expr>) -> Result<DataFrame, StoreError> {
         let context = self.context().await?;
         let table = context.table("features").await.and_then(|table| match filter {
@@ -265,15 +273,14 @@ impl FeatureStore {
     /// be read.
     pub(super) fn diagnose(&self) -> Option<StoreError> {
         for (file, size) in self.files_with_size().ok()? {
-            let damaged =
-                |reason: String| Some(StoreError::Damaged { file: file.display().to_string(), reason });
+            let damaged = |reason: String| Some(StoreError::damaged(&file, &reason));
             match fs::metadata(&file) {
                 Ok(metadata) if metadata.len() != size => {
-                    return damaged(format!("it has {} bytes of {size}", metadata.len()));
+                    return damaged(format!("has {} bytes of {size}", metadata.len()));
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    return damaged("it is missing".into());
+                    return damaged("is missing".into());
                 }
                 Err(error) => return Some(StoreError::io(&file, &error)),
             }
@@ -288,10 +295,11 @@ impl FeatureStore {
                     rows.try_for_each(|rows| rows.map(drop)).map_err(|error| error.to_string())
                 });
             if let Err(reason) = read {
-                return damaged(reason);
+                return damaged(format!("cannot be decoded: {reason}"));
             }
         }
-        None
+        // Bytes may be wrong and still be decoded, into what makes no sense.
+        self.check_sums().err()
     }
 }
 

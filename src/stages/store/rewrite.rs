@@ -29,6 +29,7 @@ use parquet::schema::types::SchemaDescriptor;
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
+use super::durable::seal;
 use super::write::{commit_properties, now_us};
 use super::{
     CommitFacts, FeatureStore, STATISTICS, StoreError, arrow_schema, parse_split, writer_properties,
@@ -313,8 +314,6 @@ impl<'a> Output<'a> {
     fn close(&mut self, open: Open) -> Result<(), StoreError> {
         let Open { file, writer, statistics } = open;
         writer.close().map_err(|error| StoreError::writing(file.path(), &error))?;
-        // On disk before the commit names it.
-        file.as_file().sync_all().map_err(|error| StoreError::io(file.path(), &error))?;
         self.done.push((file, statistics));
         Ok(())
     }
@@ -328,6 +327,8 @@ impl<'a> Output<'a> {
             let name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             let (file, path) =
                 file.keep().map_err(|error| StoreError::io(error.file.path(), &error.error))?;
+            // On the disk, with its checksum, before the commit names it.
+            seal(&path).map_err(|error| StoreError::io(&path, &error))?;
             let size = file.metadata().map_err(|error| StoreError::io(&path, &error))?.len() as i64;
             let path = self.folder.map_or(name.clone(), |folder| format!("{folder}/{name}"));
             written.push(Written { path, size, statistics: statistics.json() });

@@ -1,5 +1,6 @@
 //! Rows into the table: each call is one atomic commit, or none where there is nothing to do.
 
+use std::fs;
 use std::io::Write;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use deltalake::kernel::transaction::CommitProperties;
 use deltalake::operations::vacuum::VacuumMode;
 use serde_json::Value;
 
+use super::durable::CHECKSUMS;
 use super::rewrite::Op;
 use super::schema::{to_record_batch, validate};
 use super::{CommitFacts, FeatureStore, StoreError, first_key, parse_split, writer_properties};
@@ -97,7 +99,7 @@ impl FeatureStore {
                 .with_commit_properties(commit_properties(facts))
                 .with_max_concurrent_tasks(1)
                 .await
-                .map_err(delta)?;
+                .map_err(|error| self.diagnose().unwrap_or_else(|| delta(error)))?;
             self.table = table;
         }
         // Full mode also finds what a killed commit left behind, and old change data. It would take a
@@ -119,7 +121,41 @@ impl FeatureStore {
         let vacuum =
             self.table.clone().vacuum().with_mode(mode).with_commit_properties(commit_properties(facts));
         (self.table, _) = vacuum.await.map_err(delta)?;
+        self.sweep()?;
         Ok(self.version() != before)
+    }
+
+    /// Takes the files that are no longer there out of the table, in one commit; none where all are there.
+    pub(super) async fn take_out_missing(&mut self, facts: &CommitFacts) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let check = self.table.clone().filesystem_check().with_commit_properties(commit_properties(facts));
+        (self.table, _) = check.await.map_err(|error| StoreError::delta(&self.dir, error))?;
+        Ok(())
+    }
+
+    /// Removes checksums of files that are gone, and files that killed writers left half written. The caller is the one writer.
+    fn sweep(&self) -> Result<(), StoreError> {
+        let checksums = self.dir.join(CHECKSUMS);
+        let io = |error: std::io::Error| StoreError::io(&checksums, &error);
+        let entries = match fs::read_dir(&checksums) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(io)?,
+        };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(file) = name.strip_suffix(".sha256") else { continue };
+            let places = ["", "_delta_log", "_change_data"].map(|folder| self.dir.join(folder).join(file));
+            if places.iter().all(|place| !place.exists()) {
+                fs::remove_file(entry.path()).map_err(io)?;
+            }
+        }
+        let entries = fs::read_dir(&self.dir).map_err(|error| StoreError::io(&self.dir, &error))?;
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".imagedex-") && entry.path().is_file() {
+                fs::remove_file(entry.path()).map_err(|error| StoreError::io(&entry.path(), &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// The first picture of `batch` that the table holds already.

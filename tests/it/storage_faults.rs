@@ -1,0 +1,160 @@
+//! What happens to the feature table when its storage fails: it is found, named and repaired, and nothing else is done again.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::support::{Said, Shop, imagedex};
+
+/// A table of two commits: three gallery pictures and a query, then two more.
+fn shop() -> Shop {
+    let shop = Shop::new();
+    for seed in [1, 2, 3] {
+        shop.picture(&format!("gallery/a/{seed}.png"), seed);
+    }
+    shop.picture("queries/a/4.png", 4);
+    shop.imagedex("extract").exits(0);
+    for seed in [40, 41] {
+        shop.picture(&format!("gallery/b/{seed}.png"), seed);
+    }
+    shop.imagedex("extract").exits(0);
+    shop
+}
+
+fn verify(shop: &Shop, more: &[&str]) -> Said {
+    let pipeline = shop.path("shop.toml").into_os_string();
+    let args = ["features".into(), "verify".into(), pipeline];
+    imagedex(args.into_iter().chain(more.iter().map(|arg| arg.into())))
+}
+
+fn entry(shop: &Shop, version: u64) -> PathBuf {
+    shop.path(&format!("runs/shop/features/_delta_log/{version:020}.json"))
+}
+
+/// The table's Parquet file with the most bytes: that of the first commit.
+fn largest(shop: &Shop) -> PathBuf {
+    let files = std::fs::read_dir(shop.path("runs/shop/features")).unwrap().flatten();
+    let parquet =
+        files.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "parquet"));
+    parquet.max_by_key(|path| path.metadata().unwrap().len()).unwrap()
+}
+
+fn flip(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(file, bytes).unwrap();
+}
+
+fn cut(file: &Path) {
+    let bytes = std::fs::read(file).unwrap();
+    std::fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+}
+
+/// The books of an extract that has nothing to do: the table holds what one from nothing would.
+fn is_whole(shop: &Shop) {
+    verify(shop, &[]).exits(0).says("6 sound rows").says("; sound");
+    shop.imagedex("extract").exits(0);
+    let books = &shop.run_json()["books"];
+    assert_eq!((&books["embedded"], &books["reused"], &books["stored"]), (&json!(0), &json!(6), &json!(6)));
+}
+
+#[test]
+fn a_damaged_file_is_named_and_only_its_pictures_are_embedded_again() {
+    let shop = shop();
+    verify(&shop, &[]).exits(0).says("2 files, 6 sound rows, version 2; sound");
+    let damages: [fn(&Path); 3] = [flip, cut, |file| std::fs::remove_file(file).unwrap()];
+    for damage in damages {
+        let file = largest(&shop);
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        damage(&file);
+        verify(&shop, &[]).exits(4).says(&name).says("1 problem").complains("features verify --repair");
+        shop.imagedex("evaluate").exits(4).complains(&name).complains("imagedex features verify --repair");
+        verify(&shop, &["--repair"]).exits(0).says("4 rows taken out").says("embedded again: 4 pictures");
+        is_whole(&shop);
+    }
+}
+
+#[test]
+fn a_damaged_log_is_written_anew_from_what_is_known() {
+    for (version, embedded) in [(2, 2), (1, 4)] {
+        let shop = shop();
+        cut(&entry(&shop, version));
+        let name = format!("{version:020}.json");
+        verify(&shop, &[]).exits(4).says(&name);
+        shop.imagedex("extract").exits(4).complains(&name).complains("imagedex features verify --repair");
+        let again = format!("embedded again: {embedded} pictures");
+        verify(&shop, &["--repair"]).exits(0).says("the log was written anew").says(&again);
+        is_whole(&shop);
+    }
+}
+
+#[test]
+fn a_log_that_lost_its_first_entry_is_kept_beside_a_new_table() {
+    let shop = shop();
+    std::fs::write(entry(&shop, 0), "").unwrap();
+    verify(&shop, &["--repair"]).exits(0).says("features.damaged-").says("embedded again: 6 pictures");
+    is_whole(&shop);
+    let kept = std::fs::read_dir(shop.path("runs/shop")).unwrap().flatten();
+    let kept = kept.filter(|entry| entry.file_name().to_string_lossy().starts_with("features.damaged-"));
+    assert_eq!(kept.count(), 1);
+}
+
+#[test]
+fn pictures_that_vanish_all_at_once_are_not_deleted_unasked() {
+    let shop = shop();
+    shop.pipeline("[input]\ngallery = 'gallery'\nqueries = 'queries'\nmax_deleted = '50%'\n");
+    std::fs::rename(shop.path("gallery/a"), shop.path("gallery/renamed")).unwrap();
+    shop.imagedex("extract").exits(0);
+    let version = shop.run_json()["table_version"].clone();
+    std::fs::rename(shop.path("gallery/renamed"), shop.path("away")).unwrap();
+    shop.imagedex("extract")
+        .exits(4)
+        .complains("3 of 5 gallery pictures")
+        .complains("--set input.max_deleted=100%");
+    std::fs::rename(shop.path("away"), shop.path("gallery/renamed")).unwrap();
+    shop.imagedex("extract").exits(0);
+    assert_eq!(shop.run_json()["table_version"], version, "nothing was changed");
+    std::fs::remove_dir_all(shop.path("gallery/renamed")).unwrap();
+    let pipeline = shop.path("shop.toml");
+    imagedex(["extract", &pipeline.to_string_lossy(), "--set", "input.max_deleted=100%"]).exits(0);
+    assert_eq!(shop.run_json()["books"]["deleted"], json!(3));
+}
+
+#[test]
+fn one_writer_at_a_time_whatever_the_work_folder() {
+    let shop = shop();
+    // The file that a dead process left is there already, and does no harm.
+    let lock = std::fs::File::options().write(true).open(shop.path("runs/shop/features/_lock")).unwrap();
+    lock.lock().unwrap();
+    shop.picture("gallery/b/42.png", 42);
+    let table = format!("features.table={}", shop.path("runs/shop/features").display());
+    let (work, pipeline) = (format!("work={}", shop.path("other").display()), shop.path("shop.toml"));
+    let args = ["extract", &pipeline.to_string_lossy(), "--set", &work, "--set", &table];
+    let said = imagedex(args).exits(75).complains("another run is writing to the feature table");
+    assert!(!said.err.contains("embedding"), "{}", said.err);
+    verify(&shop, &[]).exits(0).says("6 sound rows");
+    drop(lock);
+    imagedex(args).exits(0).says("embedded 1 ");
+}
+
+#[test]
+fn a_table_of_the_future_is_refused_and_left_alone() {
+    let changes = [
+        (r#""imagedex.schema_version":"2""#, r#""imagedex.schema_version":"3""#, "schema version 3"),
+        (r#""minReaderVersion":1"#, r#""minReaderVersion":99"#, "99"),
+    ];
+    for (ours, newer, says) in changes {
+        let shop = shop();
+        let text = std::fs::read_to_string(entry(&shop, 0)).unwrap();
+        assert!(text.contains(ours), "{text}");
+        std::fs::write(entry(&shop, 0), text.replace(ours, newer)).unwrap();
+        // As a newer imagedex would have written it: with its own checksum, or none.
+        std::fs::remove_dir_all(shop.path("runs/shop/features/_checksums")).unwrap();
+        for command in ["extract", "evaluate"] {
+            let said = shop.imagedex(command).exits(4).complains(says);
+            assert!(!said.err.contains("panicked"), "{}", said.err);
+        }
+        assert!(entry(&shop, 2).is_file());
+    }
+}
