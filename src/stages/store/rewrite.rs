@@ -79,8 +79,7 @@ impl FeatureStore {
                 let path = file.object_store_path();
                 let path = path.as_ref().split('/').fold(self.dir().to_owned(), |dir, part| dir.join(part));
                 let damaged = |reason: String| {
-                    let named = || StoreError::Damaged { file: path.display().to_string(), reason };
-                    self.diagnose().unwrap_or_else(named)
+                    self.diagnose().unwrap_or_else(|| StoreError::damaged(&path, &reason))
                 };
                 if self.copy_without(&path, ops, &mut stored, &mut rows, &mut changes, damaged)? {
                     actions.push(Action::Remove(file.remove_action(true)));
