@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use crate::support::{Said, Shop, imagedex};
+use crate::support::{Said, Shop, cache, imagedex, said};
 
 /// A table of two commits: three gallery pictures and a query, then two more.
 fn shop() -> Shop {
@@ -157,4 +157,58 @@ fn a_table_of_the_future_is_refused_and_left_alone() {
         }
         assert!(entry(&shop, 2).is_file());
     }
+}
+
+/// Runs a command on the pipeline in a mount name space of its own, after the shell's `mounts`: `$1` is the work folder, `$2` the
+/// gallery. `None`, said loudly, where there are no such name spaces; in CI there must be.
+#[cfg(target_os = "linux")]
+fn with_mounts(shop: &Shop, mounts: &str, command: &str) -> Option<Said> {
+    let script = format!("{mounts} && exec \"$3\" {command} \"$4\"");
+    let run = std::process::Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", &script, "sh"])
+        .arg(shop.path("runs/shop"))
+        .arg(shop.path("gallery"))
+        .arg(env!("CARGO_BIN_EXE_imagedex"))
+        .arg(shop.path("shop.toml"))
+        .env("IMAGEDEX_CACHE", cache())
+        .env_remove("IMAGEDEX_PIPELINE")
+        .output()
+        .expect("unshare is part of util-linux");
+    let said = said(run);
+    if said.err.contains("unshare:") && std::env::var_os("CI").is_none() {
+        eprintln!("\n*** SKIPPED: no mount name spaces here, so mounts were not tried ***\n{}", said.err);
+        return None;
+    }
+    Some(said)
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_cannot_be_written_is_named() {
+    let shop = shop();
+    shop.imagedex("run").exits(0);
+    let read_only = |folder: &str| {
+        format!("mount --bind \"$1{folder}\" \"$1{folder}\" && mount -o remount,ro,bind \"$1{folder}\"")
+    };
+    let cases = [
+        ("/features", "extract", "features/_lock"),
+        ("", "extract", "shop/lock"),
+        ("/report", "evaluate", "report"),
+    ];
+    for (folder, command, named) in cases {
+        let Some(said) = with_mounts(&shop, &read_only(folder), command) else { return };
+        said.exits(4).complains(named).complains("Read-only file system");
+    }
+    let Some(said) = with_mounts(&shop, &read_only("/features"), "evaluate") else { return };
+    said.exits(0);
+    is_whole(&shop);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_empty_mount_point_is_no_empty_gallery() {
+    let shop = shop();
+    let Some(said) = with_mounts(&shop, "mount -t tmpfs none \"$2\"", "extract") else { return };
+    said.exits(2).complains("no pictures");
+    is_whole(&shop);
 }

@@ -426,8 +426,9 @@ fn actions(file: &Path) -> io::Result<Result<Vec<Value>, String>> {
 async fn rebuild_log(dir: &Path, lost: &BTreeSet<u64>, moved_to: &Path) -> Result<bool, StoreError> {
     let Some(version) = lost.first().and_then(|first| first.checked_sub(1)) else { return Ok(false) };
     let delta = |error| StoreError::delta(dir, error);
-    let mut table = builder(dir)?.with_version(version).build().map_err(delta)?;
-    if let Err(error) = table.load().await {
+    let mut table = builder(dir)?.build().map_err(delta)?;
+    // `load` would read the latest version, whatever the builder was told.
+    if let Err(error) = table.load_version(version).await {
         tracing::warn!("version {version} of {} cannot be read either: {error}", dir.display());
         return Ok(false);
     }
