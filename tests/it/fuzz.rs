@@ -28,3 +28,14 @@ fn every_target_keeps_its_promise_on_its_seeds_and_on_damaged_ones() {
         }
     }
 }
+
+/// The reader's arithmetic went below zero, and it panicked.
+#[test]
+fn a_parquet_manifest_whose_footer_is_longer_than_it_breaks_nothing() {
+    let target = TARGETS.iter().find(|target| target.name == "manifest").expect("the target");
+    let mut input = (target.seeds)().pop().expect("the Parquet one");
+    let end = input.len();
+    assert_eq!((input[0], &input[end - 4..]), (2, &b"PAR1"[..]));
+    input[end - 8..end - 4].copy_from_slice(&u32::to_le_bytes(end as u32));
+    (target.run)(&input);
+}

@@ -9,6 +9,8 @@
 //!
 //! The rows keep their order and every value is taken as text: `007` stays a label of three characters.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -133,7 +135,10 @@ async fn read(manifest: &Path) -> datafusion::error::Result<DataFrame> {
                 CsvReadOptions::new().file_extension(&ending).schema(&schema).newlines_in_values(true);
             context.read_csv(url, options).await
         }
-        ".parquet" => context.read_parquet(url, ParquetReadOptions::default().file_extension(&ending)).await,
+        ".parquet" => {
+            footer_fits(manifest)?;
+            context.read_parquet(url, ParquetReadOptions::default().file_extension(&ending)).await
+        }
         _ => {
             // All rows are looked at: a label may first turn up in a late one.
             let options =
@@ -141,6 +146,24 @@ async fn read(manifest: &Path) -> datafusion::error::Result<DataFrame> {
             context.read_json(url, options).await
         }
     }
+}
+
+/// A Parquet file ends with the length of its footer; the reader panics where that is more than the file (found by fuzzing).
+fn footer_fits(manifest: &Path) -> std::io::Result<()> {
+    let mut file = File::open(manifest)?;
+    let length = file.metadata()?.len();
+    let mut end = [0; 8];
+    if length >= 12 {
+        file.seek(SeekFrom::End(-8))?;
+        file.read_exact(&mut end)?;
+        let footer = u32::from_le_bytes([end[0], end[1], end[2], end[3]]);
+        if u64::from(footer) + 8 > length {
+            return Err(std::io::Error::other(
+                "the file is damaged or cut short: its footer is longer than it",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The columns of a CSV file, all as text.
@@ -211,6 +234,16 @@ fn id(path: &str, folder: &Path, absolute: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_footer_that_is_longer_than_the_file_is_told() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("list.parquet");
+        for (bytes, fits) in [(b"PAR1....\x04\0\0\0PAR1", true), (b"PAR1....\x09\0\0\0PAR1", false)] {
+            std::fs::write(&path, bytes).expect("writable");
+            assert_eq!(footer_fits(&path).is_ok(), fits);
+        }
+    }
 
     #[test]
     fn ids_are_paths_as_written_but_clean() {
