@@ -100,6 +100,7 @@ pub async fn export(features: &Path, file: &Path) -> Result<usize, ExchangeError
     let Some(store) = FeatureStore::open(features).await? else {
         return Err(ExchangeError::NoTable { path: features.display().to_string() });
     };
+    store.check_sums()?;
     match format {
         FileFormat::Hdf5 => hdf5::export(&store, file).await,
         FileFormat::Npy => npy::export(&store, file).await,

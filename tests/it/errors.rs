@@ -126,7 +126,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Parse { origin: s(), reason: s() }
             Value { origin: s(), key: s(), reason: s() }
         }
-        LockError { Held { path: s().into() } Io { path: s().into(), source: io() } }
+        LockError { Held { path: s().into() } TableHeld { path: s().into() } TableIo { path: s().into(), source: io() } Io { path: s().into(), source: io() } }
         ScanError {
             Unreadable { what: "", path: s().into(), source: io() }
             NotAFolder { what: "", path: s().into() }
@@ -157,7 +157,9 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             NotATable { path: s(), reason: s() }
             OtherSchema { path: s(), found: s(), known: 1 }
             Io { path: s(), reason: s(), remedy: "" }
-            Damaged { file: s(), reason: s() }
+            Damaged { file: s(), reason: s(), remedy: "" }
+            TooManyGone { split: "", gone: 1, stored: 1, budget: Budget::Count(0) }
+            Unreadable { path: s(), reason: s() }
             Conflict { path: s(), reason: s() }
             InvalidRow { split: "", id: s(), reason: s() }
             Duplicate { split: "", id: s(), place: "" }

@@ -217,7 +217,8 @@ fn in_this_process(pair: &Pair<'_>) -> Vec<String> {
         batch: choice.batch,
         threads: 2,
     };
-    let scanning = ScanOptions { gallery: pair.pictures(), queries: None, label: LabelRule::Folder, outside: false };
+    let scanning =
+        ScanOptions { gallery: pair.pictures(), queries: None, label: LabelRule::Folder, outside: false };
     let mut sizes = Vec::new();
     for _ in 0..TIMES {
         let stop = AtomicBool::new(false);

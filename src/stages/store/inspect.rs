@@ -280,7 +280,7 @@ impl FeatureStore {
     }
 }
 
-const WRONG_SUM: &str = "does not hold the bytes that were written (SHA-256)";
+pub(super) const WRONG_SUM: &str = "does not hold the bytes that were written (SHA-256)";
 const MISSING: &str = "is missing";
 
 /// Whether a file is there, of the right size, and as it was written.

@@ -123,7 +123,8 @@ impl FeatureStore {
             match store.expect(provenance) {
                 Ok(()) => return Ok(store),
                 // Made by a run that failed before it stored anything: there is nothing in it to be kept apart.
-                Err(_) if store.version() == 0 => {
+                // A log that was written anew has version 0 as well, and rows.
+                Err(_) if store.version() == 0 && store.files()?.is_empty() => {
                     for folder in ["_delta_log", durable::CHECKSUMS] {
                         let folder = dir.join(folder);
                         match fs::remove_dir_all(&folder) {

@@ -29,7 +29,8 @@ use parquet::schema::types::SchemaDescriptor;
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
-use super::durable::seal;
+use super::durable::{Sum, check_sum, seal};
+use super::inspect::WRONG_SUM;
 use super::write::{commit_properties, now_us};
 use super::{
     CommitFacts, FeatureStore, STATISTICS, StoreError, arrow_schema, parse_split, writer_properties,
@@ -78,9 +79,8 @@ impl FeatureStore {
             for file in snapshot.log_data() {
                 let path = file.object_store_path();
                 let path = path.as_ref().split('/').fold(self.dir().to_owned(), |dir, part| dir.join(part));
-                let damaged = |reason: String| {
-                    self.diagnose().unwrap_or_else(|| StoreError::damaged(&path, &reason))
-                };
+                let damaged =
+                    |reason: String| self.diagnose().unwrap_or_else(|| StoreError::damaged(&path, &reason));
                 if self.copy_without(&path, ops, &mut stored, &mut rows, &mut changes, damaged)? {
                     actions.push(Action::Remove(file.remove_action(true)));
                 }
@@ -165,6 +165,10 @@ impl FeatureStore {
         }
         if !is_touched {
             return Ok(false);
+        }
+        // Damage would be copied into a new file, whose checksum is right.
+        if check_sum(path).map_err(|error| StoreError::io(path, &error))? == Sum::Wrong {
+            return Err(StoreError::damaged(path, WRONG_SUM));
         }
         for part in open(|_| ProjectionMask::all())? {
             let part = part.map_err(|error| damaged(error.to_string()))?;

@@ -88,6 +88,8 @@ impl FeatureStore {
         let before = self.version();
         let delta = |error| StoreError::delta(&self.dir, error);
         if self.files()?.len() > COMPACT_ABOVE {
+            // Damage would be copied into a new file, whose checksum is right.
+            self.check_sums()?;
             self.check_writable()?;
             let (table, _) = self
                 .table
