@@ -15,6 +15,7 @@ use crate::models::mean_colour;
 use crate::support::{Said, Shop, cache};
 
 /// Runs a command on the pipeline file: what it said, and the bytes that it took at most.
+#[allow(clippy::zombie_processes, reason = "`wait4` waits for it, and tells its memory")]
 fn run(shop: &Shop, command: &[&str]) -> (Said, u64) {
     let (out, err) = (shop.path("out"), shop.path("err"));
     let file = |path: &Path| std::fs::File::create(path).expect("writable");

@@ -212,3 +212,35 @@ fn an_empty_mount_point_is_no_empty_gallery() {
     said.exits(2).complains("no pictures");
     is_whole(&shop);
 }
+
+#[test]
+fn files_that_are_rewritten_get_checksums_and_damage_is_not_copied() {
+    let shop = shop();
+    let rename = |from: &str, to: &str| {
+        std::fs::rename(shop.path("gallery/a").join(from), shop.path("gallery/a").join(to)).expect("works");
+    };
+    let parquet = |folder: &str| -> Vec<PathBuf> {
+        let files = std::fs::read_dir(shop.path("runs/shop/features").join(folder)).expect("works").flatten();
+        files
+            .map(|file| file.path())
+            .filter(|path| path.extension().is_some_and(|e| e == "parquet"))
+            .collect()
+    };
+    rename("1.png", "5.png");
+    shop.imagedex("extract").exits(0);
+    let rewritten = [parquet(""), parquet("_change_data")];
+    assert!(!rewritten[1].is_empty(), "the change feed has a file");
+    for file in rewritten.iter().flatten() {
+        let name = format!("{}.sha256", file.file_name().expect("works").to_str().expect("works"));
+        let sum = shop.path("runs/shop/features/_checksums").join(name);
+        assert!(sum.is_file(), "{} is missing", sum.display());
+    }
+    is_whole(&shop);
+
+    rewritten[0].iter().for_each(|file| flip(file));
+    let entries = || std::fs::read_dir(shop.path("runs/shop/features/_delta_log")).expect("works").count();
+    let before = entries();
+    rename("2.png", "6.png");
+    shop.imagedex("extract").exits(4).complains("the feature table is damaged");
+    assert_eq!(entries(), before, "nothing was committed");
+}

@@ -45,11 +45,10 @@ fn the_bill_of_materials_names_every_crate_and_every_download() {
     let names = |purl: &str| components.iter().any(|component| component["purl"] == purl);
     let lock: toml::Table = read(&root().join("Cargo.lock")).parse().expect("TOML");
     let version = |name: &str| {
-        let packages = lock["package"].as_array().expect("packages").iter();
+        let mut packages = lock["package"].as_array().expect("packages").iter();
         packages
-            .filter(|package| package["name"].as_str() == Some(name))
+            .rfind(|package| package["name"].as_str() == Some(name))
             .map(|p| p["version"].as_str().expect("text"))
-            .last()
             .expect("in the lock file")
             .to_owned()
     };

@@ -10,13 +10,15 @@ const PARTS: &[(&str, &str, Runs)] = &[
     ("faults", "Elasticsearch", Runs::Tests("elastic::")),
     ("faults", "OpenSearch", Runs::Tests("opensearch::")),
     ("faults", "bad pictures, disk, table", Runs::Tests("bad_input::")),
+    ("faults", "feature table, folders", Runs::Tests("storage_faults::")),
+    ("memory", "bombs", Runs::Tests("memory::")),
+    ("memory", "every command", Runs::Command(&["make", "memory", "QUICK=1"])),
 ];
 
 enum Runs {
     /// The tests of `tests/it` whose names hold this: each is a fault.
     Tests(&'static str),
     /// A command: it survives if it ends with 0.
-    #[allow(dead_code, reason = "for parts that are no tests")]
     Command(&'static [&'static str]),
 }
 

@@ -12,7 +12,7 @@ use crate::stages::scan::Split;
 /// Ids from outside, one after the other, become two lines each, whatever they hold: no name ends its line or adds another.
 pub fn bulk_request(text: &str) {
     let encoder =
-        Encoder { layout: Layout::Imagedex, base64: text.len() % 2 == 0, knn: false, sparse: false };
+        Encoder { layout: Layout::Imagedex, base64: text.len().is_multiple_of(2), knn: false, sparse: false };
     let ids: Vec<&str> = text.split('\u{1f}').collect();
     let mut chunk = Chunk::default();
     for id in &ids {

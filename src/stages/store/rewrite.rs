@@ -344,7 +344,14 @@ impl<'a> Output<'a> {
 #[derive(Default)]
 struct Statistics {
     rows: usize,
-    columns: HashMap<&'static str, (Option<(String, String)>, usize)>,
+    columns: HashMap<&'static str, OfColumn>,
+}
+
+#[derive(Default)]
+struct OfColumn {
+    /// The least and the greatest value; nothing where all are null.
+    range: Option<(String, String)>,
+    nulls: usize,
 }
 
 impl Statistics {
@@ -355,11 +362,11 @@ impl Statistics {
             else {
                 continue;
             };
-            let (range, nulls) = self.columns.entry(name).or_default();
-            *nulls += column.null_count();
+            let of_column = self.columns.entry(name).or_default();
+            of_column.nulls += column.null_count();
             for value in column.iter().flatten() {
-                match range {
-                    None => *range = Some((value.to_owned(), value.to_owned())),
+                match &mut of_column.range {
+                    range @ None => *range = Some((value.to_owned(), value.to_owned())),
                     Some((least, _)) if value < least.as_str() => value.clone_into(least),
                     Some((_, greatest)) if value > greatest.as_str() => value.clone_into(greatest),
                     Some(_) => {}
@@ -369,15 +376,15 @@ impl Statistics {
     }
 
     fn json(&self) -> String {
-        let of = |value: fn(&(Option<(String, String)>, usize)) -> Option<Value>| -> Map<String, Value> {
+        let of = |value: fn(&OfColumn) -> Option<Value>| -> Map<String, Value> {
             let values = STATISTICS.iter().filter_map(|name| Some((*name, self.columns.get(name)?)));
             values.filter_map(|(name, facts)| Some((name.to_owned(), value(facts)?))).collect()
         };
         json!({
             "numRecords": self.rows,
-            "minValues": of(|(range, _)| Some(json!(range.as_ref()?.0))),
-            "maxValues": of(|(range, _)| Some(json!(range.as_ref()?.1))),
-            "nullCount": of(|(_, nulls)| Some(json!(nulls))),
+            "minValues": of(|facts| Some(json!(facts.range.as_ref()?.0))),
+            "maxValues": of(|facts| Some(json!(facts.range.as_ref()?.1))),
+            "nullCount": of(|facts| Some(json!(facts.nulls))),
         })
         .to_string()
     }
