@@ -114,12 +114,16 @@ pub fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
     if !file.exists() {
         return Err(ExchangeError::invalid(file, "there is no such file"));
     }
-    match FileFormat::of(file)? {
+    let format = FileFormat::of(file)?;
+    let read = || match format {
         FileFormat::Hdf5 => hdf5::read(file),
         FileFormat::Npy => npy::read(file),
         FileFormat::Csv => csv::read(file),
         FileFormat::Parquet => parquet::read(file),
-    }
+    };
+    // Libraries panic over some damaged files: on a thread of its own that is the end of the reading alone.
+    std::thread::scope(|scope| scope.spawn(read).join())
+        .unwrap_or_else(|_| Err(ExchangeError::invalid(file, "its content is damaged")))
 }
 
 /// Makes a feature table of its own from `file`, in the new or empty folder `table`, in one commit; returns

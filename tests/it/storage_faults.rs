@@ -244,3 +244,22 @@ fn files_that_are_rewritten_get_checksums_and_damage_is_not_copied() {
     shop.imagedex("extract").exits(4).complains("the feature table is damaged");
     assert_eq!(entries(), before, "nothing was committed");
 }
+
+#[test]
+fn a_damaged_feature_file_is_an_error_and_no_panic() {
+    let shop = shop();
+    let file = shop.path("features.parquet");
+    let export = ["features".into(), "export".into(), file.clone(), shop.path("shop.toml")];
+    imagedex(export).exits(0);
+    let whole = std::fs::read(&file).unwrap();
+    // The schema that Arrow keeps for itself, and the footer around it, stand at the end.
+    let refused = (whole.len().saturating_sub(6_000)..whole.len()).step_by(11).filter(|&at| {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        std::fs::write(&file, damaged).unwrap();
+        imagedex::exchange::read(&file).is_err()
+    });
+    assert!(refused.count() > 0);
+    std::fs::write(&file, whole).unwrap();
+    assert_eq!(imagedex::exchange::read(&file).expect("mended").len(), 6);
+}
