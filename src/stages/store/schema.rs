@@ -1,8 +1,8 @@
 //! The columns of the feature table, and how rows travel between them and an [`EmbeddingBatch`].
 //!
 //! docs/parquet-schema.md is the contract for outside readers. Two things a newcomer would get wrong: every
-//! column is nullable for Delta (its MERGE writes all-null rows past a non-null column's check when the
-//! change feed is on), so the checks here are the only ones; and Parquet has no `u64` in Delta, so `dhash` is
+//! column is nullable for Delta (tables were made so when a MERGE wrote them, and stay as they are), so the
+//! checks here are the only ones; and Parquet has no `u64` in Delta, so `dhash` is
 //! stored as the `i64` of the same 64 bits and is negative where the highest bit is set.
 
 use std::collections::HashSet;
