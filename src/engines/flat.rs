@@ -26,6 +26,10 @@ const SPARE: usize = 6;
 const TILE: usize = 64;
 /// Rows per call of a kernel.
 const BLOCK: usize = 64;
+/// Queries that share one pass in `f64`: twice the bytes, and a list of all keys for each.
+const EXACT_TILE: usize = 32;
+/// Rows per call of an exact kernel, for which it widens the queries anew.
+const EXACT_BLOCK: usize = 1024;
 /// Norms between which neither a product nor a square of `f32` numbers overflows or vanishes.
 const SAFE_NORMS: std::ops::RangeInclusive<f64> = 1e-15..=1e15;
 
@@ -174,6 +178,7 @@ impl Flat {
                 found[i] = keys;
             }
         }
+        full.sort_by_key(|&i| prepared[i].metric);
         let asked: Vec<&Prepared> = full.iter().map(|&i| &prepared[i]).collect();
         for (i, keys) in full.into_iter().zip(search.ranked(&asked)) {
             found[i] = Some(keys);
@@ -415,12 +420,17 @@ impl Key {
         Key(u64::from(!ascending) << 32 | row as u64)
     }
 
+    /// Less for a greater value.
+    fn descending_value(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     fn row(self) -> usize {
         (self.0 & u64::from(u32::MAX)) as usize
     }
 
     fn value(self) -> f32 {
-        let ascending = !((self.0 >> 32) as u32);
+        let ascending = !self.descending_value();
         f32::from_bits(if ascending >> 31 == 1 { ascending ^ (1 << 31) } else { !ascending })
     }
 }
@@ -490,31 +500,38 @@ impl Search<'_> {
         query.metric.score(raw, self.non_negative) as f32
     }
 
-    /// The `k` best rows of each query, all rows scored in `f64`.
+    /// The `k` best rows of each query, all rows scored in `f64`. Queries of one metric stand together.
     fn ranked(&self, queries: &[&Prepared]) -> Vec<Vec<Key>> {
         // Queries that share a pass over the rows; fewer where there would not be work for every thread.
-        let tile = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, 8);
-        queries.par_chunks(tile).flat_map_iter(|queries| self.ranked_tile(queries)).collect()
+        let most = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, EXACT_TILE);
+        let of_metric = queries.chunk_by(|a, b| a.metric == b.metric);
+        let tiles: Vec<&[&Prepared]> = of_metric.flat_map(|queries| queries.chunks(most)).collect();
+        tiles.into_par_iter().flat_map_iter(|queries| self.ranked_tile(queries)).collect()
     }
 
+    /// Of queries of one metric.
     fn ranked_tile(&self, queries: &[&Prepared]) -> Vec<Vec<Key>> {
+        let Some(metric) = queries.first().map(|query| query.metric) else { return Vec::new() };
         let width = self.table.width;
+        let vectors: Vec<Lanes> = queries.iter().flat_map(|query| query.vector.iter().copied()).collect();
         let mut keys: Vec<Vec<Key>> = queries.iter().map(|_| Vec::with_capacity(self.table.len())).collect();
-        let mut sums = [0.0; BLOCK];
-        for (block, rows) in self.table.rows.chunks(BLOCK * width).enumerate() {
-            let sums = &mut sums[..rows.len() / width];
-            for (query, keys) in queries.iter().zip(&mut keys) {
-                self.kernel.exact(sum_of(query.metric), &query.vector, rows, width, sums);
-                let first = block * BLOCK;
-                keys.extend(
-                    sums.iter()
-                        .enumerate()
-                        .map(|(i, &sum)| Key::new(self.score(query, first + i, sum), first + i)),
-                );
+        let mut sums = vec![0.0; queries.len() * EXACT_BLOCK];
+        for (block, rows) in self.table.rows.chunks(EXACT_BLOCK * width).enumerate() {
+            let (first, count) = (block * EXACT_BLOCK, rows.len() / width);
+            let sums = &mut sums[..queries.len() * count];
+            self.kernel.exact(sum_of(metric), &vectors, rows, width, sums);
+            for ((query, keys), sums) in queries.iter().zip(&mut keys).zip(sums.chunks_exact(count)) {
+                let rows = (first..).zip(sums);
+                keys.extend(rows.map(|(row, &sum)| Key::new(self.score(query, row, sum), row)));
             }
         }
         for (query, keys) in queries.iter().zip(&mut keys) {
-            sort_and_cut(keys, query.k);
+            if query.k < keys.len() {
+                sort_and_cut(keys, query.k);
+            } else {
+                // The rows of equal values stay in their order.
+                radsort::sort_by_key(keys, |key| key.descending_value());
+            }
         }
         keys
     }

@@ -4,5 +4,5 @@
 
 #[path = "../../src/engines/aligned.rs"]
 pub mod aligned;
-#[path = "../../src/engines/kernels.rs"]
+#[path = "../../src/engines/kernels/mod.rs"]
 pub mod kernels;

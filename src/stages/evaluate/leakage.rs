@@ -62,6 +62,13 @@ pub struct Leakage {
     /// The first [`LISTED`], by query, the strongest first.
     pub pairs: Vec<TwinPair>,
     pub pairs_in_all: usize,
+    /// Queries and gallery pictures of which no hash is known (vectors that were imported without them): their twins cannot be
+    /// found.
+    #[serde(default)]
+    pub unhashed: usize,
+    /// Queries and gallery pictures.
+    #[serde(default)]
+    pub looked_through: usize,
 }
 
 /// One kind of twins. A pair counts for its strongest sign alone.
@@ -114,6 +121,7 @@ pub struct Twins {
     /// Gallery pictures that are copies of any query, and those that are copies or near duplicates: rows, ascending.
     copies: Vec<u32>,
     all: Vec<u32>,
+    unhashed: usize,
 }
 
 impl Twins {
@@ -150,7 +158,9 @@ impl Twins {
             let rows = (0u32..).zip(&of_row);
             rows.filter(|(_, kind)| kind.is_some_and(|kind| kind <= weakest)).map(|(row, _)| row).collect()
         };
-        Twins { mode, of_query, copies: rows(Sameness::Pixels), all: rows(Sameness::Near) }
+        let all_signs = signs.iter().chain(asked.iter().filter(|_| mode == Mode::HeldOut));
+        let unhashed = all_signs.filter(|signs| signs.are_unknown()).count();
+        Twins { mode, of_query, copies: rows(Sameness::Pixels), all: rows(Sameness::Near), unhashed }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -223,6 +233,8 @@ impl Twins {
             kinds: kinds.collect(),
             pairs_in_all: pairs.len(),
             pairs: pairs.into_iter().take(LISTED).map(pair).collect(),
+            unhashed: self.unhashed,
+            looked_through: gallery.batch.len() + if self.mode == Mode::HeldOut { queries.len() } else { 0 },
         }
     }
 }
@@ -238,6 +250,10 @@ struct Signs {
 }
 
 impl Signs {
+    fn are_unknown(&self) -> bool {
+        self.bytes == 0 && self.pixels == 0 && !self.has_dhash
+    }
+
     fn sameness(&self, other: &Signs, bits: u32) -> Option<Sameness> {
         if self.bytes != 0 && self.bytes == other.bytes {
             Some(Sameness::Bytes)

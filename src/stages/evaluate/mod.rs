@@ -51,7 +51,7 @@ use relevance::{Gallery, Judgement};
 /// half still has a 95 % interval of ± 0.17 (Wilson).
 pub const FEW_QUERIES: usize = 30;
 /// Hits that are in memory at once, over all queries of a chunk: some 100 MB.
-const HITS_AT_ONCE: usize = 1_000_000;
+const HITS_AT_ONCE: usize = 4_000_000;
 /// Queries on which an exact engine is checked against a scan of all rows.
 const CHECKED_QUERIES: usize = 100;
 

@@ -5,8 +5,8 @@
 use super::table::{Table, decimal};
 use crate::metric::Metric;
 use crate::stages::evaluate::{
-    Adjusted, Comparison, FEW_QUERIES, Interval, LabelError, Measure, MetricEvaluation, ModeEvaluation,
-    WithLeakage,
+    Adjusted, Comparison, FEW_QUERIES, Interval, LabelError, Measure, Measures, MetricEvaluation,
+    ModeEvaluation, WithLeakage,
 };
 
 /// The verdict of one mode in a sentence or two.
@@ -100,49 +100,61 @@ pub fn comparisons(comparisons: &[Comparison]) -> Table {
     table
 }
 
-/// What is in the gallery and among the queries; nothing where nothing is.
-pub fn leakage(mode: &ModeEvaluation) -> Option<String> {
-    let kinds: Vec<String> = mode
-        .leakage
+/// What is in the gallery and among the queries, and where that could not be looked for.
+pub fn leakage(mode: &ModeEvaluation) -> String {
+    let leakage = &mode.leakage;
+    let kinds: Vec<String> = leakage
         .kinds
         .iter()
         .map(|kind| {
             format!("{}: {} queries, {} gallery pictures", kind.kind.name(), kind.queries, kind.gallery)
         })
         .collect();
-    let contrary = mode.leakage.pairs.iter().filter(|pair| pair.labels_differ).count();
-    let contrary = if contrary > 0 {
-        format!(" {contrary} of the listed pairs have different labels.")
-    } else {
-        String::new()
-    };
-    (!kinds.is_empty())
-        .then(|| format!("In the gallery and among the queries: {}.{contrary}", kinds.join("; ")))
+    let contrary = leakage.pairs.iter().filter(|pair| pair.labels_differ).count();
+    let mut sentences = Vec::new();
+    if !kinds.is_empty() {
+        sentences.push(format!("In the gallery and among the queries: {}.", kinds.join("; ")));
+    } else if leakage.unhashed == 0 || leakage.unhashed < leakage.looked_through {
+        sentences.push("No gallery picture is a copy or a near duplicate of a query.".to_owned());
+    }
+    if contrary > 0 {
+        sentences.push(format!("{contrary} of the listed pairs have different labels."));
+    }
+    if leakage.unhashed > 0 {
+        sentences.push(format!(
+            "It was not looked for in {} of {} pictures: their vectors were imported, without hashes of the pictures.",
+            leakage.unhashed, leakage.looked_through
+        ));
+    }
+    sentences.join(" ")
 }
 
-/// MAP and P@k with and without what leaked.
-pub fn with_and_without(mode: &ModeEvaluation, least_k: usize) -> Table {
-    let measures = [Measure::Ap, Measure::Precision(least_k)];
-    let mut header = vec!["metric".to_owned()];
-    for measure in measures {
-        header.extend(
-            ["all pictures", "as reported", "without copies", "without near duplicates"]
-                .map(|what| format!("{measure}, {what}")),
-        );
-    }
-    let mut table = Table { header, rows: Vec::new() };
+/// These measures with and without what leaked; rows only for metrics that something leaked into.
+pub fn with_and_without(mode: &ModeEvaluation, measures: &[Measure]) -> Table {
+    let mut table =
+        Table::new(&["", "all pictures", "as reported", "without copies", "without near duplicates"]);
     for metric in &mode.metrics {
         let Some(WithLeakage { all, without_copies, without_near }) = &metric.leakage else { continue };
-        let mut row = vec![metric.metric.name().to_owned()];
         for measure in measures {
-            let of = |adjusted: &Adjusted| adjusted.micro.as_ref().and_then(|micro| measure.of(micro));
-            let reported = metric.micro.as_ref().and_then(|micro| measure.of(micro));
-            let cells = [of(all), reported, of(without_copies), of(without_near)];
-            row.extend(cells.map(|value| value.map_or("-".to_owned(), decimal)));
+            let of = |micro: Option<&Measures>| {
+                micro.and_then(|micro| measure.of(micro)).map_or("-".to_owned(), decimal)
+            };
+            let adjusted = |adjusted: &Adjusted| of(adjusted.micro.as_ref());
+            table.rows.push(vec![
+                format!("{measure}, {}", metric.metric.name()),
+                adjusted(all),
+                of(metric.micro.as_ref()),
+                adjusted(without_copies),
+                adjusted(without_near),
+            ]);
         }
-        table.rows.push(row);
     }
     table
+}
+
+/// What a first look is for: MAP, and precision at the least cut-off.
+pub fn main_measures(ks: &[usize]) -> [Measure; 2] {
+    [Measure::Ap, Measure::Precision(ks.first().copied().unwrap_or(1))]
 }
 
 /// The best threshold of each metric; rows only where there is a right hit.

@@ -10,7 +10,9 @@ use serde_json::Value;
 use super::findings::{self, best, verdict};
 use super::table::{Table, decimal};
 use super::{EngineFailure, EngineSize, Exporter, RunReport};
-use crate::stages::evaluate::{Evaluation, MetricEvaluation, Mode, ModeEvaluation, SearchTiming, TwinPair};
+use crate::stages::evaluate::{
+    Evaluation, Measure, MetricEvaluation, Mode, ModeEvaluation, SearchTiming, TwinPair,
+};
 use crate::stages::gate::{Rule, Verdict};
 use crate::text::turns_direction;
 
@@ -20,10 +22,6 @@ const WORST_CLASSES: usize = 5;
 const LISTED: usize = 10;
 /// Classes with fewer queries are marked: one query more or less moves their figures a lot.
 const FEW_IN_CLASS: usize = 5;
-
-/// Said where nothing leaked.
-pub(super) const NO_LEAKAGE: &str =
-    "No leakage found: no gallery picture is a copy or a near duplicate of a query.";
 
 /// The report as Markdown.
 #[derive(Debug, Clone, Copy)]
@@ -158,11 +156,14 @@ pub(super) fn setting(evaluation: &Evaluation, mode: &ModeEvaluation) -> String 
 
 /// The same figures with and without what is in the gallery and among the queries.
 fn write_leakage(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Write) -> io::Result<()> {
-    let Some(found) = findings::leakage(mode) else {
-        return writeln!(out, "{NO_LEAKAGE}\n");
-    };
-    let least_k = evaluation.ks.first().copied().unwrap_or(1);
-    writeln!(out, "**Leakage.** {found}\n\n{}", findings::with_and_without(mode, least_k).markdown())?;
+    writeln!(out, "**Leakage.** {}\n", findings::leakage(mode))?;
+    if mode.leakage.kinds.is_empty() {
+        return Ok(());
+    }
+    let main = findings::with_and_without(mode, &findings::main_measures(&evaluation.ks));
+    let every = findings::with_and_without(mode, &Measure::all(&evaluation.ks));
+    writeln!(out, "{}", main.markdown())?;
+    writeln!(out, "<details><summary>Every measure</summary>\n\n{}\n</details>\n", every.markdown())?;
     twins(mode).iter().try_for_each(|line| writeln!(out, "- {line}"))?;
     writeln!(out)
 }

@@ -34,9 +34,7 @@ impl Exporter for Terminal {
                     writeln!(out, "MAP, MAP@R, R-prec and MRR see the first {} hits only.", metric.depth)?;
                 }
                 writeln!(out, "{}", verdict(mode))?;
-                if let Some(found) = leakage(mode) {
-                    writeln!(out, "{found}")?;
-                }
+                writeln!(out, "{}", leakage(mode))?;
             }
             if !evaluation.label_errors.is_empty() {
                 writeln!(

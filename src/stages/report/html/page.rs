@@ -18,8 +18,8 @@ use super::thumbnails::{Pictures, Thumbnails};
 use super::{escape, frame, from_markdown, list, table, table_with};
 use crate::metric::Metric;
 use crate::stages::evaluate::{
-    Comparison, Confusion, Evaluation, MetricEvaluation, Mode, ModeEvaluation, PerQuery, ScoreHistogram,
-    Thresholds,
+    Comparison, Confusion, Evaluation, Measure, MetricEvaluation, Mode, ModeEvaluation, PerQuery,
+    ScoreHistogram, Thresholds,
 };
 
 pub const STYLE: &str = include_str!("report.css");
@@ -576,16 +576,16 @@ fn precision_and_recall(panel: &Panel) -> String {
 /// What is in the gallery and among the queries; and what is labelled twice, said once for all modes.
 fn leakage(panel: &Panel) -> String {
     let (evaluation, mode) = (panel.evaluation, panel.mode);
-    let least_k = evaluation.ks.first().copied().unwrap_or(1);
-    let mut html = match findings::leakage(mode) {
-        None => format!("<p>{}</p>\n", markdown::NO_LEAKAGE),
-        Some(found) => format!(
-            "<p>{}</p>\n{}{}",
-            escape(&found),
-            table(&findings::with_and_without(mode, least_k), "With and without them"),
-            list("notes", &markdown::twins(mode))
-        ),
-    };
+    let mut html = format!("<p>{}</p>\n", escape(&findings::leakage(mode)));
+    if !mode.leakage.kinds.is_empty() {
+        let of = |measures: &[Measure]| findings::with_and_without(mode, measures);
+        html += &table(&of(&findings::main_measures(&evaluation.ks)), "With and without them");
+        html += &format!(
+            "<details><summary>Every measure with and without them</summary>{}</details>\n",
+            table(&of(&Measure::all(&evaluation.ks)), "Every measure")
+        );
+        html += &list("notes", &markdown::twins(mode));
+    }
     let errors = evaluation.label_errors.len();
     if errors > 0 && evaluation.modes.first().map(|first| first.mode) == Some(mode.mode) {
         html += &format!(
