@@ -23,12 +23,16 @@ fn distance(criterion: &mut Criterion) {
             bencher
                 .iter(|| gallery.chunks_exact(DIM).map(|row| kernels::naive(sum, query, row)).sum::<f64>());
         });
-        for kernel in Kernel::available() {
-            let query = kernels::lanes(&queries[..DIM], DIM);
-            let mut out = vec![0.0; ROWS];
-            group.bench_function(BenchmarkId::new(kernel.name(), "exact f64, 1 query"), |bencher| {
-                bencher.iter(|| kernel.exact(sum, &query, &rows, width, black_box(&mut out)));
-            });
+        for count in [1, 32] {
+            let queries = kernels::lanes(&queries[..count * DIM], DIM);
+            group.throughput(Throughput::Elements((ROWS * count) as u64));
+            for kernel in Kernel::available() {
+                let mut out = vec![0.0; count * ROWS];
+                let name = format!("exact f64, {count} queries");
+                group.bench_function(BenchmarkId::new(kernel.name(), name), |bencher| {
+                    bencher.iter(|| kernel.exact(sum, &queries, &rows, width, black_box(&mut out)));
+                });
+            }
         }
         for count in [1, 64] {
             let queries = kernels::lanes(&queries[..count * DIM], DIM);

@@ -11,12 +11,13 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::iter::Peekable;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 use super::aligned::AlignedLanes;
 use super::kernels::{self, Kernel, LANES, Lanes, Sum};
-use super::{EngineError, Footprint, Hit, Query, Ranker, Searcher, VectorIndex};
+use super::{EngineError, Footprint, Hit, Query, Ranker, Searcher, TakeRanking, VectorIndex};
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
 
@@ -26,8 +27,10 @@ const SPARE: usize = 6;
 const TILE: usize = 64;
 /// Rows per call of a kernel.
 const BLOCK: usize = 64;
-/// Queries that share one pass in `f64`: twice the bytes, and a list of all keys for each.
+/// Vectors that share one pass in `f64`: twice the bytes.
 const EXACT_TILE: usize = 32;
+/// Keys of whole rankings that a thread has at once, of which each query has one for each row: 64 MB.
+const KEYS_AT_ONCE: usize = 8 << 20;
 /// Rows per call of an exact kernel, for which it widens the queries anew.
 const EXACT_BLOCK: usize = 1024;
 /// Norms between which neither a product nor a square of `f32` numbers overflows or vanishes.
@@ -84,7 +87,11 @@ impl Searcher for Flat {
 
     fn search_many(&self, queries: &[Query]) -> Result<Vec<Vec<Hit>>, EngineError> {
         let table = self.table()?;
-        Ok(self.best_keys(queries)?.into_par_iter().map(|keys| table.hits(&keys)).collect())
+        let hits: Vec<OnceLock<Vec<Hit>>> = queries.iter().map(|_| OnceLock::new()).collect();
+        self.each_keys(queries, &|i, keys| {
+            hits[i].get_or_init(|| table.hits(&keys));
+        })?;
+        Ok(hits.into_iter().map(|hits| hits.into_inner().unwrap_or_default()).collect())
     }
 
     fn ranker(&self) -> Option<&dyn Ranker> {
@@ -97,9 +104,10 @@ impl Ranker for Flat {
         self.table.as_ref().map(|table| table.ids.as_slice()).unwrap_or_default()
     }
 
-    fn rank_many(&self, queries: &[Query]) -> Result<Vec<Vec<(u32, f32)>>, EngineError> {
-        let rows = |keys: Vec<Key>| keys.iter().map(|key| (key.row() as u32, key.value())).collect();
-        Ok(self.best_keys(queries)?.into_par_iter().map(rows).collect())
+    fn rank_each(&self, queries: &[Query], take: &TakeRanking) -> Result<(), EngineError> {
+        self.each_keys(queries, &|i, keys| {
+            take(i, keys.iter().map(|key| (key.row() as u32, key.value())).collect());
+        })
     }
 }
 
@@ -154,8 +162,8 @@ impl Flat {
 }
 
 impl Flat {
-    /// The best rows of each query.
-    fn best_keys(&self, queries: &[Query]) -> Result<Vec<Vec<Key>>, EngineError> {
+    /// Hands the best rows of each query to `take`.
+    fn each_keys(&self, queries: &[Query], take: &TakeKeys) -> Result<(), EngineError> {
         let table = self.table()?;
         let prepared =
             queries.iter().map(|query| table.prepare(query, self.kernel)).collect::<Result<Vec<_>, _>>()?;
@@ -163,7 +171,6 @@ impl Flat {
         let (fast, mut full): (Vec<usize>, Vec<usize>) =
             (0..prepared.len()).partition(|&i| search.suits_fast_scan(&prepared[i]));
 
-        let mut found: Vec<Option<Vec<Key>>> = vec![None; prepared.len()];
         for metric in Metric::ALL {
             let of_metric: Vec<usize> =
                 fast.iter().copied().filter(|&i| prepared[i].metric == metric).collect();
@@ -172,18 +179,14 @@ impl Flat {
             }
             let asked: Vec<&Prepared> = of_metric.iter().map(|&i| &prepared[i]).collect();
             for (i, keys) in of_metric.into_iter().zip(search.nearest(metric, &asked)) {
-                if keys.is_none() {
-                    full.push(i);
+                match keys {
+                    Some(keys) => take(i, keys),
+                    None => full.push(i),
                 }
-                found[i] = keys;
             }
         }
-        full.sort_by_key(|&i| prepared[i].metric);
-        let asked: Vec<&Prepared> = full.iter().map(|&i| &prepared[i]).collect();
-        for (i, keys) in full.into_iter().zip(search.ranked(&asked)) {
-            found[i] = Some(keys);
-        }
-        Ok(found.into_iter().map(Option::unwrap_or_default).collect())
+        search.rank(&full.iter().map(|&i| (i, &prepared[i])).collect::<Vec<_>>(), take);
+        Ok(())
     }
 }
 
@@ -383,7 +386,7 @@ impl Table {
         }
         let vector = kernels::lanes(query.vector, self.dim);
         let norm = norm(&vector, kernel);
-        Ok(Prepared { vector, norm, k: query.k.min(self.len()), metric: query.metric })
+        Ok(Prepared { source: query.vector, vector, norm, k: query.k.min(self.len()), metric: query.metric })
     }
 
     fn hits(&self, keys: &[Key]) -> Vec<Hit> {
@@ -399,6 +402,8 @@ fn norm(vector: &[Lanes], kernel: Kernel) -> f64 {
 
 /// A checked query.
 struct Prepared<'a> {
+    /// As it was given.
+    source: &'a [f32],
     vector: Cow<'a, [Lanes]>,
     norm: f64,
     /// At most the number of rows.
@@ -470,6 +475,9 @@ fn sum_of(metric: Metric) -> Sum {
     }
 }
 
+/// Takes the best rows of the query at a place, best first.
+type TakeKeys<'a> = dyn Fn(usize, Vec<Key>) + Sync + 'a;
+
 /// One call of `search_many`.
 struct Search<'a> {
     table: &'a Table,
@@ -500,40 +508,74 @@ impl Search<'_> {
         query.metric.score(raw, self.non_negative) as f32
     }
 
-    /// The `k` best rows of each query, all rows scored in `f64`. Queries of one metric stand together.
-    fn ranked(&self, queries: &[&Prepared]) -> Vec<Vec<Key>> {
-        // Queries that share a pass over the rows; fewer where there would not be work for every thread.
-        let most = queries.len().div_ceil(rayon::current_num_threads()).clamp(1, EXACT_TILE);
-        let of_metric = queries.chunk_by(|a, b| a.metric == b.metric);
-        let tiles: Vec<&[&Prepared]> = of_metric.flat_map(|queries| queries.chunks(most)).collect();
-        tiles.into_par_iter().flat_map_iter(|queries| self.ranked_tile(queries)).collect()
+    /// The `k` best rows of each query, all rows scored in `f64`; each query with its place.
+    fn rank(&self, queries: &[(usize, &Prepared)], take: &TakeKeys) {
+        let of_vector: Vec<&[(usize, &Prepared)]> =
+            queries.chunk_by(|(_, a), (_, b)| std::ptr::eq(a.source, b.source)).collect();
+        let metrics = of_vector.iter().map(|of_vector| of_vector.len()).max().unwrap_or(1);
+        // Vectors that share a pass over the rows; fewer where there would not be work for every thread.
+        let most = (KEYS_AT_ONCE / (self.table.len() * metrics).max(1)).clamp(1, EXACT_TILE);
+        let tile = of_vector.len().div_ceil(rayon::current_num_threads()).clamp(1, most);
+        of_vector.par_chunks(tile).for_each(|of_vector| self.rank_tile(of_vector, take));
     }
 
-    /// Of queries of one metric.
-    fn ranked_tile(&self, queries: &[&Prepared]) -> Vec<Vec<Key>> {
-        let Some(metric) = queries.first().map(|query| query.metric) else { return Vec::new() };
+    fn rank_tile(&self, of_vector: &[&[(usize, &Prepared)]], take: &TakeKeys) {
         let width = self.table.width;
-        let vectors: Vec<Lanes> = queries.iter().flat_map(|query| query.vector.iter().copied()).collect();
-        let mut keys: Vec<Vec<Key>> = queries.iter().map(|_| Vec::with_capacity(self.table.len())).collect();
-        let mut sums = vec![0.0; queries.len() * EXACT_BLOCK];
+        let queries = || of_vector.iter().flat_map(|queries| queries.iter());
+        let asks = |metric: Metric| queries().any(|(_, query)| query.metric == metric);
+        // L2 follows from the dot product, where that is there.
+        let dot = asks(Metric::Cosine) || asks(Metric::DotProduct);
+        let needed = [dot.then_some(Sum::Dot), asks(Metric::L1).then_some(Sum::L1)];
+        let needed = needed.into_iter().chain([(asks(Metric::L2) && !dot).then_some(Sum::SquaredL2)]);
+        let needed: Vec<Sum> = needed.flatten().collect();
+
+        let vectors: Vec<Lanes> = of_vector
+            .iter()
+            .filter_map(|of| of.first())
+            .flat_map(|(_, query)| query.vector.iter().copied())
+            .collect();
+        let mut keys: Vec<Vec<Key>> = queries().map(|_| Vec::with_capacity(self.table.len())).collect();
+        let mut sums = vec![0.0; of_vector.len() * EXACT_BLOCK];
         for (block, rows) in self.table.rows.chunks(EXACT_BLOCK * width).enumerate() {
             let (first, count) = (block * EXACT_BLOCK, rows.len() / width);
-            let sums = &mut sums[..queries.len() * count];
-            self.kernel.exact(sum_of(metric), &vectors, rows, width, sums);
-            for ((query, keys), sums) in queries.iter().zip(&mut keys).zip(sums.chunks_exact(count)) {
-                let rows = (first..).zip(sums);
-                keys.extend(rows.map(|(row, &sum)| Key::new(self.score(query, row, sum), row)));
+            let sums = &mut sums[..of_vector.len() * count];
+            for &sum in &needed {
+                self.kernel.exact(sum, &vectors, rows, width, sums);
+                let of_query = of_vector.iter().zip(sums.chunks_exact(count));
+                let of_query =
+                    of_query.flat_map(|(queries, sums)| queries.iter().map(move |(_, query)| (query, sums)));
+                for ((query, sums), keys) in of_query.zip(&mut keys) {
+                    let rows = (first..).zip(sums);
+                    if sum_of(query.metric) == sum {
+                        keys.extend(rows.map(|(row, &sum)| Key::new(self.score(query, row, sum), row)));
+                    } else if sum == Sum::Dot && query.metric == Metric::L2 {
+                        keys.extend(rows.map(|(row, &dot)| Key::new(self.l2_score(query, row, dot), row)));
+                    }
+                }
             }
         }
-        for (query, keys) in queries.iter().zip(&mut keys) {
+        for ((i, query), mut keys) in queries().zip(keys) {
             if query.k < keys.len() {
-                sort_and_cut(keys, query.k);
+                sort_and_cut(&mut keys, query.k);
             } else {
                 // The rows of equal values stay in their order.
-                radsort::sort_by_key(keys, |key| key.descending_value());
+                radsort::sort_by_key(&mut keys, |key| key.descending_value());
             }
+            take(*i, keys);
         }
-        keys
+    }
+
+    /// The exact L2 score of `row`, given the exact dot product: |a - b|² = |a|² + |b|² - 2 a·b, where its error cannot reach the
+    /// score's last bit; else from the differences.
+    fn l2_score(&self, query: &Prepared, row: usize, dot: f64) -> f32 {
+        let squares = query.norm * query.norm + self.table.norms[row] * self.table.norms[row];
+        let (about, error) = (squares - 2.0 * dot, kernels::exact_error(self.table.dim) * squares);
+        // The score falls with the distance, and so does what rounding makes of it: between equal ends all is equal.
+        let (nearest, furthest) = (
+            self.score(query, row, (about - error).max(0.0)),
+            self.score(query, row, (about + error).max(0.0)),
+        );
+        if nearest == furthest { nearest } else { self.exact_key(query, row).value() }
     }
 
     /// The `k` best rows of each query through the fast scan, or `None` where its error bound leaves a doubt.
@@ -657,6 +699,49 @@ mod tests {
             let by_hand = b.total_cmp(&a).then(i.cmp(&j));
             prop_assert_eq!(Key::new(a, i).cmp(&Key::new(b, j)), by_hand);
             prop_assert_eq!((Key::new(a, i).value(), Key::new(a, i).row()), (a, i));
+        }
+    }
+
+    fn of(rows: &[Vec<f32>]) -> Flat {
+        let mut flat = Flat::new(false);
+        flat.create(rows[0].len()).expect("a dimension");
+        flat.pending.extend(rows.iter().enumerate().map(|(i, row)| (format!("{i:03}"), Some(row.clone()))));
+        flat.commit().expect("committed");
+        flat
+    }
+
+    fn whole_rankings(flat: &Flat, vector: &[f32], metrics: &[Metric]) -> Vec<Vec<(u32, u32)>> {
+        let k = flat.ids().len();
+        let queries: Vec<Query> = metrics.iter().map(|&metric| Query { vector, k, metric }).collect();
+        let found: Vec<OnceLock<Vec<(u32, u32)>>> = queries.iter().map(|_| OnceLock::new()).collect();
+        flat.rank_each(&queries, &|i, ranked| {
+            found[i].get_or_init(|| ranked.iter().map(|(row, score)| (*row, score.to_bits())).collect());
+        })
+        .expect("ranked");
+        found.into_iter().map(|found| found.into_inner().expect("each is handed over")).collect()
+    }
+
+    proptest! {
+        /// L2 is then made from the dot product. Rows a hair's breadth from the query are where its digits cancel.
+        #[test]
+        fn metrics_that_share_sums_rank_as_each_alone(
+            query in prop::collection::vec(-2.0f32..2.0, 1..70),
+            rows in prop::collection::vec((-1e-3f32..1e-3, -20i32..10), 1..60),
+            scale in -8i32..8,
+        ) {
+            let query: Vec<f32> = query.iter().map(|x| x * 10f32.powi(scale)).collect();
+            let rows: Vec<Vec<f32>> = rows
+                .iter()
+                .map(|(step, size)| {
+                    let size = 2f32.powi(*size);
+                    query.iter().enumerate().map(|(i, x)| x + x * step * size * (i % 7) as f32).collect()
+                })
+                .collect();
+            let flat = of(&rows);
+            let together = whole_rankings(&flat, &query, &Metric::ALL);
+            for (metric, ranking) in Metric::ALL.iter().zip(together) {
+                prop_assert_eq!(&ranking, &whole_rankings(&flat, &query, &[*metric])[0], "{}", metric);
+            }
         }
     }
 

@@ -218,13 +218,18 @@ pub trait Searcher {
     }
 }
 
+/// Takes the ranking of the query at a place: numbers of pictures and scores, best first.
+pub type TakeRanking<'a> = dyn Fn(usize, Vec<(u32, f32)>) + Sync + 'a;
+
 /// An engine in memory that names pictures by number: whole rankings of a large gallery would else be mostly copies of ids.
 pub trait Ranker {
     /// The pictures, by number.
     fn ids(&self) -> &[String];
 
-    /// As [`Searcher::search_many`]: numbers and scores.
-    fn rank_many(&self, queries: &[Query]) -> Result<Vec<Vec<(u32, f32)>>, EngineError>;
+    /// As [`Searcher::search_many`], but hands the numbers and scores of each query to `take` together with the query's place
+    /// in `queries`, from several threads and in no order: whole rankings are large, and these need not be there at once.
+    /// Queries for one and the same vector that stand together share work.
+    fn rank_each(&self, queries: &[Query], take: &TakeRanking) -> Result<(), EngineError>;
 }
 
 /// An index of vectors: what is put in with [`upsert`](VectorIndex::upsert) can be searched after

@@ -220,6 +220,54 @@ fn a_load_is_promoted_taken_back_and_pruned() {
 }
 
 #[test]
+fn a_load_whose_run_was_killed_right_after_its_aliases_moved_is_an_earlier_load_later() {
+    let node = MilvusNode::shared();
+    let alias = alias();
+    let config = MilvusConfig { metrics: vec![Metric::Cosine, Metric::L2], ..config(node, &alias) };
+    let mut table = Table::of(&pictures(0..20, 8, 1));
+    let publish = |table: &Table| {
+        server(&mut load(table, &config).expect("loaded")).promote().expect("promoted");
+        let cosine = node.behind(&alias).expect("an alias");
+        [cosine.clone(), cosine.replace("_cosine_", "_l2_")]
+    };
+    let all = |loads: &[&[String; 2]]| {
+        let mut names: Vec<String> = loads.iter().flat_map(|load| load.iter().cloned()).collect();
+        names.sort();
+        names
+    };
+    let unmark = |load: &[String; 2]| {
+        for name in load {
+            let mut meta = node.meta(name);
+            meta["state"] = "complete".into();
+            node.set_meta(name, &meta);
+        }
+    };
+    let first = publish(&table);
+    table.append(&pictures(20..21, 8, 2));
+    let second = publish(&table);
+    table.append(&pictures(21..22, 8, 3));
+    // As its run left it that was killed once the aliases stood for it: not marked, and nothing pruned.
+    let kept = MilvusConfig { keep: 9, ..config.clone() };
+    server(&mut load(&table, &kept).expect("loaded")).promote().expect("promoted");
+    let cosine = node.behind(&alias).expect("an alias");
+    let live = [cosine.clone(), cosine.replace("_cosine_", "_l2_")];
+    unmark(&live);
+    assert_eq!(node.collections(&format!("{alias}_")), all(&[&first, &second, &live]));
+    // The next run has nothing to send, and sees it through.
+    assert_eq!(publish(&table), live);
+    assert_eq!(live.each_ref().map(|name| node.meta(name)["state"].clone()), ["promoted", "promoted"]);
+    assert_eq!(node.collections(&format!("{alias}_")), all(&[&second, &live]), "what is too old is pruned");
+    // The next run has more to send.
+    unmark(&live);
+    table.append(&pictures(22..23, 8, 4));
+    let next = publish(&table);
+    assert_eq!(node.collections(&format!("{alias}_")), all(&[&live, &next]));
+    let said = open(&config).as_server().expect("a server").rollback().expect("rolled back");
+    assert!(said.contains("again"), "{said}");
+    assert_eq!(node.behind(&alias).as_ref(), Some(&live[0]));
+}
+
+#[test]
 fn aliases_that_cannot_be_moved_are_refused_before_anything_is_loaded() {
     let node = MilvusNode::shared();
     let table = Table::of(&pictures(0..5, 8, 1));

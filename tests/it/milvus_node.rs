@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use milvus::v2::prelude::{
-    CheckHealthRequest, ClientV2, ConnectConfig, CreateAliasRequest, CreateCollectionRequest, DataType,
-    DescribeAliasRequest, DropCollectionRequest, Error, FieldSchema, ListCollectionsRequest, RetryConfig,
-    TelemetryConfig,
+    AlterCollectionPropertiesRequest, CheckHealthRequest, ClientV2, ConnectConfig, CreateAliasRequest,
+    CreateCollectionRequest, DataType, DescribeAliasRequest, DescribeCollectionRequest,
+    DropCollectionRequest, Error, FieldSchema, ListCollectionsRequest, RetryConfig, TelemetryConfig,
 };
 use tempfile::TempDir;
 
@@ -160,6 +160,24 @@ impl MilvusNode {
                 .create_collection(
                     request.description("another's").properties(properties.into_iter().collect()).build()?,
                 )
+                .await
+        });
+    }
+
+    /// What a collection of ours says of itself.
+    pub fn meta(&self, name: &str) -> serde_json::Value {
+        let found = self.ask(|client| async move {
+            let request = DescribeCollectionRequest::builder().collection_name(name);
+            client.describe_collection(request.build()?).await
+        });
+        serde_json::from_str(&found.description().get_properties()["imagedex.load"]).expect("JSON")
+    }
+
+    pub fn set_meta(&self, name: &str, meta: &serde_json::Value) {
+        self.ask(|client| async move {
+            let request = AlterCollectionPropertiesRequest::builder().collection_name(name);
+            client
+                .alter_collection_properties(request.property("imagedex.load", meta.to_string()).build()?)
                 .await
         });
     }

@@ -14,11 +14,27 @@ const WIDE: usize = 8;
 /// Rows that are widened at once.
 const BLOCK: usize = 64;
 
+/// How far a squared distance that is made from an exact dot product can be from the exact sum of squares, as a share of
+/// |a|² + |b|², for vectors of `dim` numbers.
+///
+/// Higham as at [`fast_error`](super::fast_error): n·u with the longest chain of n roundings, `dim / 8` and a few more. Dot product
+/// and both squared lengths are off by that share of at most |a|² + |b|² together, the sum of squares by twice as much;
+/// doubled for the terms of second order.
+pub fn exact_error(dim: usize) -> f64 {
+    const UNIT_ROUNDOFF: f64 = f64::EPSILON / 2.0;
+    8.0 * (dim.div_ceil(WIDE) as f64 + 16.0) * UNIT_ROUNDOFF
+}
+
+/// Inlined into functions for each instruction set.
 #[inline(always)]
 fn widen(lanes: &[Lanes], wide: &mut Vec<Wide>) {
-    wide.clear();
     let halves = lanes.as_flattened().as_chunks::<WIDE>().0;
-    wide.extend(halves.iter().map(|half| half.map(f64::from)));
+    wide.resize(halves.len(), [0.0; WIDE]);
+    for (wide, half) in wide.iter_mut().zip(halves) {
+        for i in 0..WIDE {
+            wide[i] = f64::from(half[i]);
+        }
+    }
 }
 
 /// `sums(sum, queries, rows, width, out)`, as [`Kernel::exact`](super::Kernel::exact) has it, from the module's functions over a block.

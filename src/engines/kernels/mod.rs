@@ -16,6 +16,7 @@ mod fast;
 
 use std::borrow::Cow;
 
+pub use exact::exact_error;
 pub use fast::fast_error;
 
 /// Numbers per [`Lanes`].

@@ -286,7 +286,11 @@ impl Collections {
             let mut meta = self.meta(name)?.ok_or_else(|| {
                 failed(format!("collection {name} was dropped or replaced by somebody else meanwhile"))
             })?;
+            let before = meta.clone();
             change(&mut meta);
+            if meta == before {
+                continue;
+            }
             let property = json!(meta).to_string();
             self.client.call(&format!("collection {name} could not be marked"), |client| {
                 let property = property.clone();

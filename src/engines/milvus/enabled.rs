@@ -669,7 +669,14 @@ impl Server for Milvus {
             each.join(", ")
         };
         if names.iter().all(|(metric, name)| before.get(metric) == Some(&Some(name.clone()))) {
+            // A run that was killed right after it moved the aliases has done neither.
+            collections.mark(&names, |meta| meta.state = State::Promoted)?;
+            collections.prune()?;
             return Ok(said("stands already for"));
+        }
+        if let Some(live) = collections.ours()?.into_iter().find(|load| load.live) {
+            // So it is kept for a rollback, also where a killed run had not come to that.
+            collections.mark(&live.names(), |meta| meta.state = State::Promoted)?;
         }
         collections.swap(&before, &names)?;
         collections.mark(&names, |meta| meta.state = State::Promoted)?;

@@ -22,6 +22,7 @@ mod thresholds;
 mod timing;
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -51,7 +52,7 @@ use relevance::{Gallery, Judgement};
 /// half still has a 95 % interval of ± 0.17 (Wilson).
 pub const FEW_QUERIES: usize = 30;
 /// Hits that are in memory at once, over all queries of a chunk: some 100 MB.
-const HITS_AT_ONCE: usize = 4_000_000;
+const HITS_AT_ONCE: usize = 1_000_000;
 /// Queries on which an exact engine is checked against a scan of all rows.
 const CHECKED_QUERIES: usize = 100;
 
@@ -453,6 +454,15 @@ fn ranker<'a>(index: &'a dyn Searcher, gallery: &Gallery) -> Option<(&'a dyn Ran
     Some((ranker, row_of?))
 }
 
+/// Hits by the gallery's rows.
+fn rows_of(hits: Vec<Hit>, gallery: &Gallery, engine: &str) -> Result<Ranked, EvaluateError> {
+    let row = |hit: Hit| match gallery.row(&hit.id) {
+        Some(row) => Ok((row, hit.score)),
+        None => Err(EvaluateError::UnknownHit { engine: engine.to_owned(), id: hit.id }),
+    };
+    hits.into_iter().map(row).collect()
+}
+
 fn hash_of(batch: &EmbeddingBatch) -> String {
     let mut pictures: Vec<[&str; 3]> = batch
         .pictures
@@ -529,8 +539,7 @@ impl Run<'_> {
         let mut rows = Vec::new();
         let mut rankings = Vec::new();
         let mut measures: Vec<(Metric, Vec<Measures>)> = Vec::new();
-        for &metric in metrics {
-            let outcomes = self.outcomes(metric, sink.as_deref_mut())?;
+        for (&metric, outcomes) in metrics.iter().zip(self.outcomes(metrics, sink.as_deref_mut())?) {
             rows.extend(
                 self.judgements
                     .iter()
@@ -601,53 +610,79 @@ impl Run<'_> {
         wanted.min(self.index.max_k()).clamp(1, pictures)
     }
 
-    /// What the engine returns, by the gallery's rows.
-    fn ranked(&self, queries: &[Query]) -> Result<Vec<Ranked>, EvaluateError> {
-        if let Some((ranker, row_of)) = &self.ranker {
-            let rows = |ranked: Vec<(u32, f32)>| -> Ranked {
-                ranked.into_iter().map(|(number, score)| (row_of[number as usize], score)).collect()
-            };
-            return Ok(ranker.rank_many(queries)?.into_par_iter().map(rows).collect());
+    /// Searches for every query by every metric, and judges what came back: a list for each metric.
+    fn outcomes(
+        &self,
+        metrics: &[Metric],
+        mut sink: Option<&mut (dyn RankingSink + '_)>,
+    ) -> Result<Vec<Vec<Outcome>>, EvaluateError> {
+        if let (Some((ranker, row_of)), None) = (&self.ranker, &sink) {
+            return self.ranked(*ranker, row_of, metrics);
         }
-        let name = self.index.name();
-        let rows = |hits: Vec<Hit>| -> Result<Ranked, EvaluateError> {
-            let row = |hit: &Hit| {
-                let unknown = || EvaluateError::UnknownHit { engine: name.to_owned(), id: hit.id.clone() };
-                Ok((self.gallery.row(&hit.id).ok_or_else(unknown)?, hit.score))
-            };
-            hits.iter().map(row).collect()
-        };
-        self.index.search_many(queries)?.into_par_iter().map(rows).collect()
+        let one_metric = |&metric: &Metric| self.outcomes_of(metric, sink.as_deref_mut());
+        metrics.iter().map(one_metric).collect()
     }
 
-    /// Searches for every query, and judges what came back.
-    fn outcomes(
+    /// The same from an engine that ranks by number: all metrics at once, and each ranking judged as it comes.
+    fn ranked(
+        &self,
+        ranker: &dyn Ranker,
+        row_of: &[u32],
+        metrics: &[Metric],
+    ) -> Result<Vec<Vec<Outcome>>, EvaluateError> {
+        let k = self.depth();
+        let judge = self.judge(false);
+        let vectors = self.judgements.iter().map(|judgement| judgement.vector);
+        let queries: Vec<Query> = vectors
+            .flat_map(|vector| metrics.iter().map(move |&metric| Query { vector, k, metric }))
+            .collect();
+        let judged: Vec<OnceLock<Outcome>> = queries.iter().map(|_| OnceLock::new()).collect();
+        ranker.rank_each(&queries, &|i, mut ranked| {
+            ranked.iter_mut().for_each(|(row, _)| *row = row_of[*row as usize]);
+            let query = i / metrics.len();
+            judged[i].get_or_init(|| judge.judge(query, &self.judgements[query], ranked));
+        })?;
+        let mut outcomes: Vec<Vec<Outcome>> = metrics.iter().map(|_| Vec::new()).collect();
+        for (i, outcome) in judged.into_iter().enumerate() {
+            outcomes[i % metrics.len()].extend(outcome.into_inner());
+        }
+        Ok(outcomes)
+    }
+
+    /// The same from any engine, and for a sink: a metric at a time, some queries at a time.
+    fn outcomes_of(
         &self,
         metric: Metric,
         mut sink: Option<&mut (dyn RankingSink + '_)>,
     ) -> Result<Vec<Outcome>, EvaluateError> {
         let k = self.depth();
         let at_once = (HITS_AT_ONCE / k).clamp(1, 1024);
+        let judge = self.judge(sink.is_some());
+        let (gallery, engine) = (self.gallery, self.index.name());
         let mut outcomes = Vec::with_capacity(self.judgements.len());
         for (number, chunk) in self.judgements.chunks(at_once).enumerate() {
             let queries: Vec<Query> =
                 chunk.iter().map(|judgement| Query { vector: judgement.vector, k, metric }).collect();
-            let found = self.ranked(&queries)?;
-            let keep_whole = sink.is_some();
-            let judge = Judge { gallery: self.gallery, twins: self.twins, ks: self.ks, keep_whole };
+            let found = self.index.search_many(&queries)?;
             let mut judged: Vec<Outcome> = chunk
                 .par_iter()
                 .zip(found)
                 .enumerate()
-                .map(|(i, (judgement, ranked))| judge.judge(number * at_once + i, judgement, ranked))
-                .collect();
+                .map(|(i, (judgement, hits))| {
+                    Ok(judge.judge(number * at_once + i, judgement, rows_of(hits, gallery, engine)?))
+                })
+                .collect::<Result<_, EvaluateError>>()?;
             if let Some(sink) = sink.as_deref_mut() {
-                let of = (self.index.name(), self.mode, metric);
-                sink::tell_rankings(sink, of, self.gallery, chunk, &mut judged)?;
+                let of = (engine, self.mode, metric);
+                sink::tell_rankings(sink, of, gallery, chunk, &mut judged)?;
             }
             outcomes.extend(judged);
         }
         Ok(outcomes)
+    }
+
+    fn judge(&self, keep_whole: bool) -> Judge<'_> {
+        Judge { gallery: self.gallery, twins: self.twins, ks: self.ks, keep_whole }
     }
 
     fn summary(&self, metric: Metric, outcomes: &[Outcome]) -> Result<MetricEvaluation, EvaluateError> {
