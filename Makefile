@@ -21,7 +21,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-peers-es bench-es-latency bench-evaluate bench-search memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers-es bench-es-latency bench-evaluate bench-search memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -175,6 +175,17 @@ fuzz: tools ## libFuzzer on all that reads what comes from outside, FUZZ_SECONDS
 
 bench: setup ## measure decoding, embedding, distances and the store
 	cargo bench
+
+VALGRIND := $(IMAGEDEX_CACHE)/valgrind
+setup-valgrind: ## Debian's valgrind in the cache, where the system has none
+	@valgrind --version >/dev/null 2>&1 || [ -e "$(VALGRIND)" ] || tests/debian.sh benches/valgrind.sha256 "$(VALGRIND)"
+
+# With the engines' features, so that nothing is compiled again after `make test`. UPDATE=1 keeps the counts.
+bench-instructions: tools setup-valgrind setup-openblas ## the instructions of the inner loops beside those of the last commit: 5 % more of any fails
+	@$(WITH_FEATURES) cargo bench --quiet --features $(FEATURES) --bench instructions --no-run
+	@if ! valgrind --version >/dev/null 2>&1; then export PATH="$(VALGRIND)/usr/bin:$$PATH" VALGRIND_LIB="$(VALGRIND)/usr/libexec/valgrind"; fi; \
+		$(WITH_FEATURES) cargo bench --quiet --features $(FEATURES) --bench instructions --no-run --message-format=json \
+		| sed -n 's/.*"name":"instructions".*"executable":"\([^"]*\)".*/\1/p' | { read -r program; UPDATE=$(UPDATE) $(WITH_FEATURES) benches/instructions.sh "$$program"; }
 
 BENCH := runs/bench-peers-es
 BENCH_PORT ?= 9299

@@ -7,7 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"; target=$(cd "$1" && pwd)
 
-stamp=$(cd "$here" && cat setup.sh packages.sha256 | sha256sum)
+stamp=$(cd "$here" && cat setup.sh ../debian.sh packages.sha256 | sha256sum)
 # Two at once, on a cache that several checkouts share: the second finds the work done.
 exec 9>"$target/lock"; flock 9
 if [ "$(cat "$target/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
@@ -17,22 +17,10 @@ c++ --version >/dev/null 2>&1 || { echo "faiss: please install a C++ compiler (D
 rm -rf "$target/lib" "$target/stamp" "$target/build"; mkdir -p "$target/lib" "$target/build"
 trap 'rm -rf "$target/build"' EXIT
 if ! echo 'int main() {}' | cc -x c - -lblas -llapack -o "$target/build/links" 2>/dev/null; then
-	apt-get --version >/dev/null 2>&1 && [ "$(uname -m)" = x86_64 ] \
-		|| { echo "faiss: please install BLAS and LAPACK to link with (Debian: apt-get install libopenblas-dev)" >&2; exit 4; }
 	echo "unpacking OpenBLAS into $target"
+	"$here/../debian.sh" "$here/packages.sha256" "$target/build/root" \
+		|| { echo "faiss: please install BLAS and LAPACK to link with (Debian: apt-get install libopenblas-dev)" >&2; exit 4; }
 	cd "$target/build"
-	# name_version_architecture.deb; a % stands for the colon of an epoch.
-	mapfile -t packages < <(sed -E 's/^[0-9a-f]+  ([^_]+)_([^_]+)_.*/\1=\2/; s/%3a/:/' "$here/packages.sha256")
-	apt-get download -qq "${packages[@]}" 2>log || {
-		# A machine that never read Debian's lists: they are read here, and only here.
-		mkdir -p state/lists/partial cache/archives/partial
-		lists=(-o "Dir::State=$target/build/state" -o "Dir::Cache=$target/build/cache")
-		{ apt-get "${lists[@]}" update && apt-get "${lists[@]}" download -qq "${packages[@]}"; } > log 2>&1 \
-			|| { cat log >&2; echo "faiss: Debian's packages cannot be fetched; install libopenblas-dev yourself" >&2; exit 4; }
-	}
-	sha256sum --check --strict --quiet "$here/packages.sha256" >&2 \
-		|| { echo "faiss: the downloads are not what packages.sha256 says; nothing was installed" >&2; exit 4; }
-	for package in *.deb; do dpkg-deb -x "$package" root; done
 	mv root/usr/lib/x86_64-linux-gnu/*.so* root/usr/lib/x86_64-linux-gnu/openblas-pthread/*.so* "$target/lib/"
 fi
 echo "$stamp" > "$target/stamp"
