@@ -262,6 +262,8 @@ fn all_four_metrics_answer_as_flat_does() {
     let loaded = load(&table, &config).expect("loaded");
     let queries = pictures(0..40, 64, 11);
     answers_as_flat_does(&loaded, &rows, &queries);
+    let disk = loaded.index.footprint().disk.expect("the server tells");
+    assert!(disk > 1500 * 64 * 4, "{disk} bytes hold fewer than the vectors");
 }
 
 #[test]

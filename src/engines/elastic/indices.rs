@@ -288,10 +288,12 @@ impl Indices {
         }
     }
 
-    /// Bytes of an index on the server's disks, where the user may know.
+    /// Bytes of an index on the server's disks, all copies together, where the user may know.
+    ///
+    /// Of its segments: the size in `_stats` may be ten seconds old, which for a new index is a tenth of the truth.
     pub fn bytes(&self, index: &str) -> Option<u64> {
-        let stats: Value = self.client.find(&format!("{index}/_stats/store")).ok()??;
-        stats["_all"]["total"]["store"]["size_in_bytes"].as_u64()
+        let path = format!("{index}/_segments?filter_path=indices.*.shards.*.segments.*.size_in_bytes");
+        self.client.find(&path).ok()?.map(|found: Value| sizes(&found))
     }
 
     /// Deletes an index of ours.
@@ -374,6 +376,21 @@ fn unwanted(ours: &[Owned], keep: usize) -> Vec<String> {
     let promoted: Vec<&Owned> = others().filter(|index| index.meta.state == State::Promoted).collect();
     let old = &promoted[..promoted.len().saturating_sub(keep)];
     unpromoted.chain(old.iter().copied()).map(|index| index.name.clone()).collect()
+}
+
+/// Of all segments in an answer.
+fn sizes(answer: &Value) -> u64 {
+    match answer {
+        Value::Array(copies) => copies.iter().map(sizes).sum(),
+        Value::Object(below) => below
+            .iter()
+            .map(|(name, value)| match name.as_str() {
+                "size_in_bytes" => value.as_u64().unwrap_or(0),
+                _ => sizes(value),
+            })
+            .sum(),
+        _ => 0,
+    }
 }
 
 #[cfg(test)]
