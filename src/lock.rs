@@ -9,6 +9,8 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use crate::stages::store::make_folder;
+
 /// Why the work folder could not be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -42,7 +44,7 @@ impl WorkLock {
             let path = path.to_owned();
             move |source| LockError::Io { path, source }
         };
-        std::fs::create_dir_all(work).map_err(io(work))?;
+        make_folder(work).map_err(io(work))?;
         match lock(&path).map_err(io(&path))? {
             Some(file) => Ok(WorkLock { _file: file }),
             None => Err(LockError::Held { path }),

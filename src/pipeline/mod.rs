@@ -564,7 +564,7 @@ impl<'a> Run<'a> {
         tracing::debug!("stage report");
         let evaluations = std::mem::take(&mut served.evaluations);
         let folder = self.report_dir();
-        std::fs::create_dir_all(&folder).map_err(|error| StoreError::io(&folder, &error))?;
+        store::make_folder(&folder).map_err(|error| StoreError::io(&folder, &error))?;
         evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
         let mut report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
             .with_run(extracted.books, &extracted.failures, extracted.stages.done.clone())

@@ -27,6 +27,8 @@ mod opensearch;
 mod operations;
 mod outputs;
 mod parity;
+#[cfg(target_os = "linux")]
+mod power_loss;
 mod process;
 mod quickstart;
 mod readers;

@@ -19,7 +19,7 @@ use serde_json::json;
 const DIM: usize = 8;
 
 /// A picture as a test names it: split, id, label, and the word that its bytes consist of.
-type Shot<'a> = (Split, &'a str, &'a str, &'a str);
+pub type Shot<'a> = (Split, &'a str, &'a str, &'a str);
 
 /// A vector that only the bytes decide, as with a real network.
 fn vector_of(bytes: &str) -> Vec<f32> {
@@ -27,7 +27,7 @@ fn vector_of(bytes: &str) -> Vec<f32> {
     (0..DIM as u32).map(|i| (seed.wrapping_mul(i + 1) % 1000) as f32 / 999.0).collect()
 }
 
-fn seen((split, id, label, bytes): Shot) -> Seen {
+pub fn seen((split, id, label, bytes): Shot) -> Seen {
     Seen {
         image: ImageRef {
             id: id.to_owned(),
@@ -39,7 +39,7 @@ fn seen((split, id, label, bytes): Shot) -> Seen {
     }
 }
 
-fn embed(pictures: &[Seen]) -> EmbeddingBatch {
+pub fn embed(pictures: &[Seen]) -> EmbeddingBatch {
     let mut batch = EmbeddingBatch { dim: DIM, ..Default::default() };
     for Seen { image, sha256 } in pictures {
         let vector = vector_of(sha256);
@@ -68,11 +68,11 @@ fn provenance(precision: &str) -> Provenance {
     }
 }
 
-fn facts() -> CommitFacts {
+pub fn facts() -> CommitFacts {
     CommitFacts(json!({"cpu": "test"}))
 }
 
-async fn open(dir: &Path) -> FeatureStore {
+pub async fn open(dir: &Path) -> FeatureStore {
     FeatureStore::open_or_create(dir, &provenance("fp32")).await.unwrap()
 }
 

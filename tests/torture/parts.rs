@@ -11,6 +11,7 @@ const PARTS: &[(&str, &str, Runs)] = &[
     ("faults", "OpenSearch", Runs::Tests("opensearch::")),
     ("faults", "bad pictures, disk, table", Runs::Tests("bad_input::")),
     ("faults", "feature table, folders", Runs::Tests("storage_faults::")),
+    ("faults", "power cuts", Runs::Tests("power_loss::")),
     ("memory", "bombs", Runs::Tests("memory::")),
     ("memory", "every command", Runs::Command(&["make", "memory", "QUICK=1"])),
 ];

@@ -7,6 +7,17 @@
 //! therefore leaves the table before a commit or after it. Without this, a file system may keep the name of a log entry and
 //! lose its bytes, and an empty entry makes the whole table unreadable.
 //!
+//! Each step leans on the one before it:
+//!
+//! 1. Folders that are missing are made, each flushed into the one above it: else all that is in them has no way to it.
+//! 2. The content is flushed before the name is given: a name may reach the disk at any time, and must find its bytes there.
+//! 3. The name is flushed before the call returns: for a data file before the entry that names it is begun, for an entry before
+//!    the run says that it is stored. Files that are written elsewhere ([`rewrite`](super::rewrite)) pass through [`seal`].
+//! 4. The checksum comes last, in the same way. Without it a file still counts.
+//!
+//! Removals are not flushed. A file that comes back is named by no entry that counts, and the next clean-up removes it again.
+//! `tests/it/power_loss.rs` replays the system calls of a process that writes a table, on disks that lose what was not flushed.
+//!
 //! Temporary files stand in the table's folder and begin with a dot, so that no reader and no clean-up takes them for more.
 
 use std::fmt;
@@ -29,7 +40,7 @@ use futures::stream::BoxStream;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
-use crate::stages::report::temporary_in;
+use crate::stages::report::{folder_of, temporary_in};
 
 /// The folder of the checksums, in the table's. Delta's readers and its vacuum pass over names that begin like this one.
 pub(super) const CHECKSUMS: &str = "_checksums";
@@ -249,19 +260,20 @@ fn keep_checksum(path: &Path, hash: Sha256) -> io::Result<()> {
     sync_folder(&folder)
 }
 
-fn make_folder(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
+/// Makes a folder and those above it that are missing, and flushes each new name: what is put into a folder that nobody finds
+/// after a power cut is lost with it.
+pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(folder)?;
-    // The new names, of the folder and of one above it, which may be new as well.
-    let mut above = folder.parent();
-    for _ in 0..2 {
-        let Some(parent) = above.filter(|parent| !parent.as_os_str().is_empty()) else { break };
-        sync_folder(parent)?;
-        above = parent.parent();
+    let above = folder_of(folder);
+    make_folder(above)?;
+    match fs::create_dir(folder) {
+        // Another process made it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        made => made?,
     }
-    Ok(())
+    sync_folder(above)
 }
 
 /// Flushes the names in a folder to the disk.

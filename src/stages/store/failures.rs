@@ -87,7 +87,7 @@ impl NewFile {
     pub(crate) fn create(path: &Path) -> Result<NewFile, StoreError> {
         let io = |error: io::Error| StoreError::io(path, &error);
         let dir = folder_of(path);
-        fs::create_dir_all(dir).map_err(io)?;
+        super::make_folder(dir).map_err(io)?;
         let temporary = tempfile::Builder::new().prefix(".imagedex-").tempfile_in(dir).map_err(io)?;
         Ok(NewFile { temporary, path: path.to_owned() })
     }

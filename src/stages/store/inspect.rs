@@ -21,7 +21,7 @@ use datafusion::arrow::datatypes::DataType;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::durable::{Sum, check_sum, checksum_file, sync_folder};
+use super::durable::{Sum, check_sum, checksum_file, make_folder, sync_folder};
 use super::schema::{append_rows, validate};
 use super::{CommitFacts, FeatureStore, StoreError, builder, holds_table};
 use crate::stages::embed::EmbeddingBatch;
@@ -516,7 +516,7 @@ fn replace_log(dir: &Path, text: &str, moved_to: &Path) -> Result<(), StoreError
 /// Moves a file or a folder of the table to `folder`; one that is not there is none to move.
 fn move_aside(file: &Path, folder: &Path) -> Result<(), StoreError> {
     let io = |error: io::Error| StoreError::io(file, &error);
-    fs::create_dir_all(folder).map_err(io)?;
+    make_folder(folder).map_err(io)?;
     let Some(name) = file.file_name() else { return Ok(()) };
     match fs::rename(file, folder.join(name)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

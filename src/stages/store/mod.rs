@@ -43,7 +43,7 @@ use serde_json::Value;
 use url::Url;
 
 pub use changes::Changes;
-pub(crate) use durable::sync_folder;
+pub(crate) use durable::{make_folder, sync_folder};
 pub use error::{Difference, Differences, StoreError};
 pub(crate) use failures::NewFile;
 pub use failures::{read_failures, write_failures};
@@ -138,7 +138,7 @@ impl FeatureStore {
                 Err(error) => return Err(error),
             }
         }
-        fs::create_dir_all(dir).map_err(|error| StoreError::io(dir, &error))?;
+        make_folder(dir).map_err(|error| StoreError::io(dir, &error))?;
         let delta = |error| StoreError::delta(dir, error);
         let columns: Vec<StructField> = arrow_schema()
             .fields()
@@ -237,7 +237,7 @@ fn first_key(rows: &RecordBatch) -> Option<(String, String)> {
 pub fn lock_file(dir: &Path) -> Result<PathBuf, StoreError> {
     // Not into a folder that is somebody else's.
     holds_table(dir)?;
-    fs::create_dir_all(dir).map_err(|error| StoreError::io(dir, &error))?;
+    make_folder(dir).map_err(|error| StoreError::io(dir, &error))?;
     Ok(dir.join(LOCK))
 }
 

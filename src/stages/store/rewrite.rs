@@ -29,7 +29,7 @@ use parquet::schema::types::SchemaDescriptor;
 use serde_json::{Map, Value, json};
 use tempfile::NamedTempFile;
 
-use super::durable::{Sum, check_sum, seal};
+use super::durable::{Sum, check_sum, make_folder, seal};
 use super::inspect::WRONG_SUM;
 use super::write::{commit_properties, now_us};
 use super::{
@@ -298,7 +298,7 @@ impl<'a> Output<'a> {
     fn begin(&self, schema: SchemaRef) -> Result<Open, StoreError> {
         let folder = self.folder.map_or(self.dir.to_owned(), |folder| self.dir.join(folder));
         let io = |error: std::io::Error| StoreError::io(&folder, &error);
-        std::fs::create_dir_all(&folder).map_err(io)?;
+        make_folder(&folder).map_err(io)?;
         let prefix = if self.folder.is_some() { "cdc-" } else { "part-" };
         let file = tempfile::Builder::new()
             .prefix(prefix)
