@@ -41,8 +41,8 @@ pub enum BaselineError {
         "baseline {path} has layout {found}, this program reads {SCHEMA_VERSION}; make it anew with imagedex baseline set"
     )]
     Schema { path: String, found: u64 },
-    /// A full disk, or no right to write. Name another file with `baseline.file`.
-    #[error("cannot write {path}: {reason}")]
+    /// A full disk, or no right to write.
+    #[error("cannot write {path}: {reason}; free some space, or name another file with baseline.file")]
     Write { path: String, reason: String },
     #[error(
         "this run cannot be compared with baseline {path}: {what}; undo the change, or accept it with imagedex baseline set"

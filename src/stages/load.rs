@@ -6,12 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use tokio::runtime::Handle;
 
 use super::embed::EmbeddingBatch;
+use super::report::write_whole;
 use super::scan::Split;
 use super::store::{FeatureStore, StoreError};
 use crate::config::Budget;
@@ -50,9 +51,9 @@ pub enum LoadError {
         "{rejected} of {gallery} pictures were rejected, more than load.{engine}.max_rejected = {budget} allows; see {file}"
     )]
     OverBudget { engine: String, rejected: u64, gallery: u64, budget: Budget, file: String },
-    /// A full disk, or no right to write. Free some space, or name another `work` folder.
-    #[error("cannot write {path}: {source}")]
-    Write { path: String, source: std::io::Error },
+    /// A full disk, or no right to write.
+    #[error("cannot write {path}: {reason}; free some space, or name another `work` folder")]
+    Write { path: String, reason: String },
 }
 
 /// Loads the gallery of `store` into `index`. Pictures that the engine refuses are written to `dead_letters`, one JSON object a line.
@@ -233,22 +234,25 @@ impl Sample {
     }
 }
 
-/// Replaces the file of the load before; none where nothing was rejected.
+/// Replaces the file of the load before, once the new one is whole; none where nothing was rejected.
 fn write_dead_letters(path: &Path, rejected: &[Rejected]) -> Result<(), LoadError> {
-    let failed = |source| LoadError::Write { path: path.display().to_string(), source };
+    let failed = |reason: String| LoadError::Write { path: path.display().to_string(), reason };
     if rejected.is_empty() {
         return match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error.to_string())),
             _ => Ok(()),
         };
     }
     for letter in rejected.iter().take(5) {
         tracing::warn!("rejected {}: {}", letter.id.escape_debug(), letter.reason);
     }
-    let mut file = std::io::BufWriter::new(fs::File::create(path).map_err(failed)?);
-    for letter in rejected {
-        serde_json::to_writer(&mut file, letter).map_err(|error| failed(error.into()))?;
-        writeln!(file).map_err(failed)?;
-    }
-    file.flush().map_err(failed)
+    write_whole(path, |file| -> io::Result<()> {
+        let mut file = io::BufWriter::new(file);
+        for letter in rejected {
+            serde_json::to_writer(&mut file, letter)?;
+            writeln!(file)?;
+        }
+        file.flush()
+    })
+    .map_err(failed)
 }

@@ -171,7 +171,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Books(s())
             Differs { engine: s(), id: s(), how: "" }
             OverBudget { engine: s(), rejected: 1, gallery: 1, budget: Budget::Count(0), file: s() }
-            Write { path: s(), source: io() }
+            Write { path: s(), reason: s() }
         }
         EngineError {
             UnsupportedMetric { engine: s(), metric: Metric::L1, reason: s() }

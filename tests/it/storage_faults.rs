@@ -160,10 +160,13 @@ fn a_table_of_the_future_is_refused_and_left_alone() {
 }
 
 /// Runs a command on the pipeline in a mount name space of its own, after the shell's `mounts`: `$1` is the work folder, `$2` the
-/// gallery. `None`, said loudly, where there are no such name spaces; in CI there must be.
+/// gallery. Then prints the `$1/rejected.jsonl` that is there, if any. `None`, said loudly, where there are no such name spaces;
+/// in CI there must be.
 #[cfg(target_os = "linux")]
 fn with_mounts(shop: &Shop, mounts: &str, command: &str) -> Option<Said> {
-    let script = format!("{mounts} && exec \"$3\" {command} \"$4\"");
+    let script = format!(
+        "{mounts} && {{ \"$3\" {command} \"$4\"; code=$?; cat \"$1/rejected.jsonl\" 2>/dev/null; exit $code; }}"
+    );
     let run = std::process::Command::new("unshare")
         .args(["--map-root-user", "--mount", "sh", "-c", &script, "sh"])
         .arg(shop.path("runs/shop"))
@@ -211,6 +214,59 @@ fn an_empty_mount_point_is_no_empty_gallery() {
     let Some(said) = with_mounts(&shop, "mount -t tmpfs none \"$2\"", "extract") else { return };
     said.exits(2).complains("no pictures");
     is_whole(&shop);
+}
+
+/// A file system of one page, which a file takes up: whatever is written there in its place or beside it finds no room.
+#[cfg(target_os = "linux")]
+fn full(folder: &str, file: &str) -> String {
+    format!("mount -t tmpfs -o size=4k none \"{folder}\" && echo before > \"{folder}/{file}\"")
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_for_dead_letters_is_one_clear_error_and_keeps_those_before() {
+    let node = crate::es_node::Node::shared();
+    let shop = Shop::new();
+    let alias = crate::elastic::alias();
+    let table = shop.path("features");
+    // A vector of zeros, which no server takes.
+    std::fs::write(shop.path("rows.csv"), "id,label,split,v0,v1\na,x,gallery,1,0\nb,x,gallery,0,0\n")
+        .unwrap();
+    imagedex(["features".into(), "import".into(), shop.path("rows.csv"), "--table".into(), table.clone()])
+        .exits(0);
+    shop.pipeline(&format!(
+        "[input]\ngallery = 'gallery'\n[features]\ntable = '{}'\n[load]\nengine = 'elasticsearch'\n\
+         [load.elasticsearch]\nurl = '{}'\nalias = '{alias}'\nmax_rejected = 1\n",
+        table.display(),
+        node.url()
+    ));
+    std::fs::create_dir_all(shop.path("runs/shop")).unwrap();
+    let Some(said) = with_mounts(&shop, &full("$1", "rejected.jsonl"), "load") else { return };
+    said.exits(4)
+        .complains("rejected.jsonl: No space left on device")
+        .complains("free some space")
+        .says("before\n");
+    assert_eq!(node.indices(&alias), Vec::<String>::new(), "nothing is left behind");
+    shop.imagedex("load").exits(0);
+    let letters = std::fs::read_to_string(shop.path("runs/shop/rejected.jsonl")).unwrap();
+    assert!(letters.starts_with("{\"id\":\"b\""), "{letters}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_for_the_report_is_one_clear_error() {
+    let shop = shop();
+    shop.imagedex("run").exits(0);
+    for command in ["evaluate", "report"] {
+        // What `report` reads must be there: the old files are copied, and fill the disk.
+        let copied = "cp -r \"$1/report\" \"$1/copy\" && mount -t tmpfs -o size=2m none \"$1/report\" && cp -r \"$1/copy/.\" \
+                      \"$1/report\" && rm -r \"$1/copy\" && { cat /dev/zero > \"$1/report/filled\" 2>/dev/null || true; }";
+        let Some(said) = with_mounts(&shop, copied, command) else { return };
+        let said = said.exits(4).complains("No space left on device").complains("free some space");
+        assert_eq!(said.err.matches("No space left on device").count(), 1, "{}", said.err);
+        assert!(said.err.contains(&shop.path("runs/shop/report").display().to_string()), "{}", said.err);
+    }
+    shop.imagedex("report").exits(0);
 }
 
 #[test]

@@ -82,8 +82,8 @@ pub enum EvaluateError {
     NoSupportedMetric { engine: String, metrics: String },
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A full disk, or no right to write. Free some space, or name another `work` folder.
-    #[error("cannot write {path}: {reason}")]
+    /// A full disk, or no right to write.
+    #[error("cannot write {path}: {reason}; free some space, or name another `work` folder")]
     Write { path: String, reason: String },
 }
 

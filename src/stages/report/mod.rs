@@ -47,8 +47,8 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Why a report could not be written, or read back.
 #[derive(Debug, thiserror::Error)]
 pub enum ReportError {
-    /// A full disk, or no right to write. Free some space, or name another `work` folder.
-    #[error("cannot write {path}: {reason}")]
+    /// A full disk, or no right to write.
+    #[error("cannot write {path}: {reason}; free some space, or name another `work` folder")]
     Write { path: String, reason: String },
     #[error("cannot read {path}: {reason}; `imagedex run` writes it anew")]
     Read { path: String, reason: String },
