@@ -65,6 +65,9 @@ impl Exit {
         if let Some(error) = cause.downcast_ref::<StoreError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
         }
+        if let Some(ExchangeError::Lock(error)) = cause.downcast_ref::<ExchangeError>() {
+            return Exit::of_cause(error);
+        }
         if let Some(error) = cause.downcast_ref::<ExchangeError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
         }

@@ -24,10 +24,11 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use crate::lock::{LockError, TableLock};
 use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
-use crate::stages::store::{CommitFacts, FeatureStore, Provenance, StoreError, validate};
+use crate::stages::store::{CommitFacts, FeatureStore, Provenance, StoreError, lock_file, validate};
 
 /// Rows that an export holds at a time (within the reader's bands).
 const BATCH_ROWS: usize = 4096;
@@ -44,6 +45,8 @@ pub enum ExchangeError {
     Invalid { path: String, reason: String },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
 }
 
 impl ExchangeError {
@@ -51,6 +54,7 @@ impl ExchangeError {
     pub fn is_usage(&self) -> bool {
         match self {
             ExchangeError::Store(error) => error.is_usage(),
+            ExchangeError::Lock(_) => false,
             _ => true,
         }
     }
@@ -127,7 +131,7 @@ pub fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
 }
 
 /// Makes a feature table of its own from `file`, in the new or empty folder `table`, in one commit; returns
-/// the number of rows. With the same file a second time nothing is done.
+/// the number of rows. With the same file a second time nothing is done. Holds the table's lock meanwhile, as every writer does.
 pub async fn import(file: &Path, table: &Path) -> Result<usize, ExchangeError> {
     let batch = read(file)?;
     if batch.is_empty() {
@@ -142,6 +146,7 @@ pub async fn import(file: &Path, table: &Path) -> Result<usize, ExchangeError> {
         dim: batch.dim,
         facts: json!({"imported_sha256": sha256}),
     };
+    let _lock = TableLock::take(&lock_file(table)?)?;
     let mut store = FeatureStore::open_or_create(table, &provenance).await?;
     if store.count(None).await? == 0 {
         store.append(&batch, &CommitFacts(json!({"imported_from": name}))).await?;

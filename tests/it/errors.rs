@@ -221,6 +221,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             NoTable { path: s() }
             Invalid { path: s(), reason: s() }
             Store(store())
+            Lock(LockError::Held { path: s().into() })
         }
         SetupError {
             MissingTool { tool: "", why: s(), install: "" }

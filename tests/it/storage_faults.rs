@@ -139,6 +139,22 @@ fn one_writer_at_a_time_whatever_the_work_folder() {
 }
 
 #[test]
+fn an_import_is_a_writer_too() {
+    let shop = Shop::new();
+    let (file, table) = (shop.path("rows.csv"), shop.path("table"));
+    std::fs::write(&file, "id,label,split,v0,v1\na,x,gallery,1,0\n").unwrap();
+    let import =
+        || imagedex(["features".into(), "import".into(), file.clone(), "--table".into(), table.clone()]);
+    std::fs::create_dir(&table).unwrap();
+    let lock = std::fs::File::create(table.join("_lock")).unwrap();
+    lock.lock().unwrap();
+    import().exits(75).complains("another run is writing to the feature table");
+    assert!(!table.join("_delta_log").exists(), "nothing was written");
+    drop(lock);
+    import().exits(0).says("1 rows");
+}
+
+#[test]
 fn a_table_of_the_future_is_refused_and_left_alone() {
     let changes = [
         (r#""imagedex.schema_version":"2""#, r#""imagedex.schema_version":"3""#, "schema version 3"),
