@@ -101,6 +101,55 @@ fn a_log_that_lost_its_first_entry_is_kept_beside_a_new_table() {
 }
 
 #[test]
+fn a_log_that_lost_its_last_entries_is_no_earlier_version() {
+    for lost in [1, 2] {
+        let shop = shop();
+        for version in 3 - lost..3 {
+            std::fs::remove_file(entry(&shop, version)).unwrap();
+        }
+        let name = format!("{:020}.json is missing", 3 - lost);
+        verify(&shop, &[]).exits(4).says(&name);
+        for command in ["extract", "evaluate"] {
+            shop.imagedex(command).exits(4).complains(&name).complains("imagedex features verify --repair");
+        }
+        let again = format!("embedded again: {} pictures", if lost == 1 { 2 } else { 6 });
+        verify(&shop, &["--repair"]).exits(0).says("the log was written anew").says(&again);
+        is_whole(&shop);
+        // Nothing of the old log is missed when the new one comes to its versions.
+        for seed in 50..53 {
+            shop.picture(&format!("gallery/b/{seed}.png"), seed);
+            shop.imagedex("extract").exits(0);
+        }
+        verify(&shop, &[]).exits(0).says("9 sound rows").says("; sound");
+    }
+}
+
+#[test]
+fn a_table_without_its_log_is_kept_beside_a_new_one() {
+    let empty = |log: &Path| {
+        std::fs::remove_dir_all(log).unwrap();
+        std::fs::create_dir(log).unwrap();
+    };
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 2] = [
+        ("_delta_log is missing", |log| std::fs::remove_dir_all(log).unwrap()),
+        ("_delta_log has lost its entries", empty),
+    ];
+    for (named, damage) in damages {
+        let shop = shop();
+        let file = largest(&shop);
+        damage(&shop.path("runs/shop/features/_delta_log"));
+        verify(&shop, &[]).exits(4).says(named);
+        for command in ["extract", "evaluate", "doctor"] {
+            shop.imagedex(command).exits(4).complains(named).complains("imagedex features verify --repair");
+        }
+        assert!(file.is_file(), "nothing was begun over it");
+        verify(&shop, &["--repair"]).exits(0).says("features.damaged-").says("embedded again: 6 pictures");
+        is_whole(&shop);
+    }
+}
+
+#[test]
 fn pictures_that_vanish_all_at_once_are_not_deleted_unasked() {
     let shop = shop();
     shop.pipeline("[input]\ngallery = 'gallery'\nqueries = 'queries'\nmax_deleted = '50%'\n");

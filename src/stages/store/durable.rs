@@ -295,6 +295,21 @@ pub(super) fn checksum_file(path: &Path) -> Option<PathBuf> {
     is_kept.then(|| table_of(path).join(CHECKSUMS).join(format!("{name}.sha256")))
 }
 
+/// The latest version whose log entry was written, as the checksums in the table's folder `dir` have it: an entry is on the disk
+/// before its checksum is, so one that is not in the log has been lost.
+pub(super) fn last_written(dir: &Path) -> io::Result<Option<u64>> {
+    let entries = match fs::read_dir(dir.join(CHECKSUMS)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    let version = |name: &str| name.strip_suffix(ENTRY_CHECKSUM)?.parse().ok();
+    let versions = entries.map(|entry| Ok(version(&entry?.file_name().to_string_lossy())));
+    Ok(versions.collect::<io::Result<Vec<Option<u64>>>>()?.into_iter().flatten().max())
+}
+
+/// The end of the name of a log entry's checksum.
+pub(super) const ENTRY_CHECKSUM: &str = ".json.sha256";
+
 /// Whether a file's bytes are those that were written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sum {

@@ -21,7 +21,9 @@ use datafusion::arrow::datatypes::DataType;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
 
-use super::durable::{Sum, check_sum, checksum_file, make_folder, sync_folder};
+use super::durable::{
+    CHECKSUMS, ENTRY_CHECKSUM, Sum, check_sum, checksum_file, last_written, make_folder, sync_folder,
+};
 use super::schema::{append_rows, validate};
 use super::{CommitFacts, FeatureStore, StoreError, builder, holds_table};
 use crate::stages::embed::EmbeddingBatch;
@@ -324,8 +326,15 @@ fn read_parquet(
 /// What is wrong with the table's log.
 pub(super) fn inspect_log(dir: &Path) -> Result<Vec<Problem>, StoreError> {
     let log = dir.join("_delta_log");
+    let is_lost = |reason: &str| {
+        Ok(vec![Problem { file: log.clone(), reason: reason.to_owned(), kind: Kind::Entry(0) }])
+    };
     let (mut commits, mut checkpoints) = (BTreeMap::new(), Vec::new());
-    for entry in fs::read_dir(&log).map_err(|error| StoreError::io(&log, &error))? {
+    let entries = match fs::read_dir(&log) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return is_lost(MISSING),
+        entries => entries.map_err(|error| StoreError::io(&log, &error))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(|error| StoreError::io(&log, &error))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let Some((Ok(version), ending)) =
@@ -338,6 +347,9 @@ pub(super) fn inspect_log(dir: &Path) -> Result<Vec<Problem>, StoreError> {
         } else if ending.starts_with("checkpoint") && ending.ends_with("parquet") {
             checkpoints.push((version, entry.path()));
         }
+    }
+    if commits.is_empty() && checkpoints.is_empty() {
+        return is_lost("has lost its entries");
     }
     checkpoints.sort();
     let mut problems = Vec::new();
@@ -371,7 +383,8 @@ pub(super) fn inspect_log(dir: &Path) -> Result<Vec<Problem>, StoreError> {
         Err(error) => return Err(StoreError::io(&hint, &error)),
     }
     let first = base.map_or(0, |base| base + 1);
-    let last = commits.keys().next_back().copied();
+    let written = last_written(dir).map_err(|error| StoreError::io(dir, &error))?;
+    let last = commits.keys().next_back().copied().max(written);
     for (version, file) in &commits {
         if let Some(reason) = damage_of_entry(file).map_err(|error| StoreError::io(file, &error))? {
             let kind = if *version < first { Kind::Spare } else { Kind::Entry(*version) };
@@ -384,11 +397,15 @@ pub(super) fn inspect_log(dir: &Path) -> Result<Vec<Problem>, StoreError> {
             problems.push(Problem { file, reason: MISSING.to_owned(), kind: Kind::Entry(version) });
         }
     }
-    if base.is_none() && commits.is_empty() {
-        let file = log.join(format!("{:020}.json", 0));
-        problems.push(Problem { file, reason: MISSING.to_owned(), kind: Kind::Entry(0) });
-    }
     Ok(problems)
+}
+
+/// Whether the log entry of `version` was written and is gone.
+pub(super) fn lost_entry(dir: &Path, version: u64) -> Result<Option<Problem>, StoreError> {
+    let file = dir.join("_delta_log").join(format!("{version:020}.json"));
+    let is_written = checksum_file(&file).is_some_and(|sum| sum.exists());
+    let is_lost = is_written && !file.try_exists().map_err(|error| StoreError::io(&file, &error))?;
+    Ok(is_lost.then(|| Problem { file, reason: MISSING.to_owned(), kind: Kind::Entry(version) }))
 }
 
 /// What is wrong with one entry of the log.
@@ -510,7 +527,14 @@ fn replace_log(dir: &Path, text: &str, moved_to: &Path) -> Result<(), StoreError
     }
     move_aside(&log, moved_to)?;
     fs::rename(&new, &log).map_err(io)?;
-    sync_folder(dir).map_err(io)
+    sync_folder(dir).map_err(io)?;
+    // Those of lost entries, which the new log would seem to have lost as soon as it comes to their versions.
+    for entry in fs::read_dir(dir.join(CHECKSUMS)).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().ends_with(ENTRY_CHECKSUM) {
+            fs::remove_file(entry.path()).map_err(io)?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves a file or a folder of the table to `folder`; one that is not there is none to move.

@@ -102,7 +102,12 @@ impl FeatureStore {
             Err(error @ StoreError::Failed { .. }) => {
                 Err(inspect::inspect_log(dir)?.first().map_or(error, |problem| problem.error()))
             }
-            loaded => loaded.map(Some),
+            // Without its last entries a log is one of an earlier version, and Delta is content.
+            Ok(store) => match inspect::lost_entry(dir, store.version() + 1)? {
+                Some(problem) => Err(problem.error()),
+                None => Ok(Some(store)),
+            },
+            Err(error) => Err(error),
         }
     }
 
@@ -125,13 +130,14 @@ impl FeatureStore {
                 // Made by a run that failed before it stored anything: there is nothing in it to be kept apart.
                 // A log that was written anew has version 0 as well, and rows.
                 Err(_) if store.version() == 0 && store.files()?.is_empty() => {
-                    for folder in ["_delta_log", durable::CHECKSUMS] {
+                    // In this order: checksums without a log say that it was lost.
+                    for folder in [durable::CHECKSUMS, "_delta_log"] {
                         let folder = dir.join(folder);
                         match fs::remove_dir_all(&folder) {
                             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                                 return Err(StoreError::io(&folder, &error));
                             }
-                            _ => {}
+                            _ => sync_folder(dir).map_err(|error| StoreError::io(dir, &error))?,
                         }
                     }
                 }
@@ -269,7 +275,7 @@ fn table_url(dir: &Path) -> Result<Url, StoreError> {
     })
 }
 
-/// Whether `dir` holds a Delta table; an error where it holds something else.
+/// Whether `dir` holds a Delta table, or one that lost its log; an error where it holds something else.
 fn holds_table(dir: &Path) -> Result<bool, StoreError> {
     let not_a_table =
         |reason: &str| StoreError::NotATable { path: dir.display().to_string(), reason: reason.to_owned() };
@@ -298,6 +304,10 @@ fn holds_table(dir: &Path) -> Result<bool, StoreError> {
         } else if !is_beside(&entry.file_name().to_string_lossy()) {
             is_empty = false;
         }
+    }
+    // A log that was lost is no reason to begin a new one over the files that it named.
+    if durable::last_written(dir).map_err(|error| StoreError::io(dir, &error))?.is_some() {
+        return Ok(true);
     }
     if is_empty { Ok(false) } else { Err(not_a_table("it holds other files, and no Delta table")) }
 }
