@@ -30,8 +30,8 @@ use crate::sweep::Sweep;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It is not there, or may not be read. Check the path.
-    #[error("cannot read pipeline file {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("cannot read pipeline file {path}: {reason}")]
+    Read { path: PathBuf, reason: std::io::Error },
     /// No TOML, or a key that does not exist; a near one is suggested. pipelines/quickstart.toml explains every key.
     #[error("{origin}: {reason}")]
     Parse { origin: String, reason: String },
@@ -469,7 +469,7 @@ impl PipelineConfig {
     ) -> Result<PipelineConfig, ConfigError> {
         let origin = file.display().to_string();
         let text = std::fs::read_to_string(file)
-            .map_err(|source| ConfigError::Read { path: file.to_owned(), source })?;
+            .map_err(|reason| ConfigError::Read { path: file.to_owned(), reason })?;
         let mut table: Table =
             toml::from_str(&text).map_err(|error| parse_error(&origin, Some(&text), &error))?;
         // Read once as it stands, so that a mistake in the file is told with its line.

@@ -22,12 +22,12 @@ pub enum LockError {
     )]
     TableHeld { path: PathBuf },
     #[error(
-        "cannot lock the feature table with {path}: {source}; make the folder writable, or name another one with features.table"
+        "cannot lock the feature table with {path}: {reason}; make the folder writable, or name another one with features.table"
     )]
-    TableIo { path: PathBuf, source: std::io::Error },
+    TableIo { path: PathBuf, reason: std::io::Error },
     /// No right to write there, a full disk, or a read-only one. `imagedex doctor` says which.
-    #[error("cannot write the work folder {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    #[error("cannot write the work folder {path}: {reason}")]
+    Io { path: PathBuf, reason: std::io::Error },
 }
 
 /// Held until dropped.
@@ -42,7 +42,7 @@ impl WorkLock {
         let path = work.join("lock");
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |source| LockError::Io { path, source }
+            move |reason| LockError::Io { path, reason }
         };
         make_folder(work).map_err(io(work))?;
         match lock(&path).map_err(io(&path))? {
@@ -64,7 +64,7 @@ impl TableLock {
         match lock(path) {
             Ok(Some(file)) => Ok(TableLock { _file: file }),
             Ok(None) => Err(LockError::TableHeld { path: path.to_owned() }),
-            Err(source) => Err(LockError::TableIo { path: path.to_owned(), source }),
+            Err(reason) => Err(LockError::TableIo { path: path.to_owned(), reason }),
         }
     }
 }

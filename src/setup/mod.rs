@@ -64,8 +64,8 @@ pub enum SetupError {
     )]
     DiskFull { path: PathBuf },
     /// No right to write in the cache, or a broken disk. Choose another cache with `IMAGEDEX_CACHE`.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("cannot {action} {}: {reason}", path.display())]
+    Io { action: &'static str, path: PathBuf, reason: io::Error },
     /// data/sources.toml is part of the program: a mistake in it is ours to mend.
     #[error("the table of sources is not usable: {0}")]
     Table(String),
@@ -73,11 +73,11 @@ pub enum SetupError {
 
 /// An [`io::Error`] with what was attempted; a full disk gets its own variant, since it has its own remedy.
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> SetupError {
-    move |source| match source.kind() {
+    move |reason| match reason.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             SetupError::DiskFull { path: path.to_owned() }
         }
-        _ => SetupError::Io { action, path: path.to_owned(), source },
+        _ => SetupError::Io { action, path: path.to_owned(), reason },
     }
 }
 

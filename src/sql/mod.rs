@@ -65,7 +65,7 @@ pub enum SqlError {
     #[error("{0}")]
     Query(String),
     /// Standard output, or the file it goes to, cannot be written. Free some space, or check where it leads.
-    #[error("cannot write the answer: {0}")]
+    #[error("cannot write the answer")]
     Output(#[from] io::Error),
     #[error(transparent)]
     Store(#[from] StoreError),

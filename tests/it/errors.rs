@@ -103,10 +103,13 @@ fn literal(attribute: &str) -> Option<String> {
     }
 }
 
+/// What file systems say in samples.
+const IO: &str = "the words of the file system";
+
 /// One error of each variant. What is in it decides no exit code.
 fn samples() -> BTreeMap<&'static str, anyhow::Error> {
     let s = String::new;
-    let io = || io::Error::other("");
+    let io = || io::Error::other(IO);
     let engine = || EngineError::Failed { engine: s(), reason: s() };
     let store = || StoreError::Failed { path: s(), reason: s() };
     macro_rules! errors {
@@ -122,13 +125,13 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
     }
     errors! {
         ConfigError {
-            Read { path: s().into(), source: io() }
+            Read { path: s().into(), reason: io() }
             Parse { origin: s(), reason: s() }
             Value { origin: s(), key: s(), reason: s() }
         }
-        LockError { Held { path: s().into() } TableHeld { path: s().into() } TableIo { path: s().into(), source: io() } Io { path: s().into(), source: io() } }
+        LockError { Held { path: s().into() } TableHeld { path: s().into() } TableIo { path: s().into(), reason: io() } Io { path: s().into(), reason: io() } }
         ScanError {
-            Unreadable { what: "", path: s().into(), source: io() }
+            Unreadable { what: "", path: s().into(), reason: io() }
             NotAFolder { what: "", path: s().into() }
             Empty { what: "", path: s().into(), seen: s() }
             Manifest { path: s().into(), reason: s() }
@@ -231,7 +234,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Member { file: s(), member: s(), problem: s() }
             Sheet { file: s().into(), problem: s() }
             DiskFull { path: s().into() }
-            Io { action: "", path: s().into(), source: io() }
+            Io { action: "", path: s().into(), reason: io() }
             Table(s())
         }
         DecodeError {
@@ -322,6 +325,22 @@ fn no_error_type_is_missing_from_the_list() {
     listed.sort();
     assert_eq!(found, listed);
     assert_eq!(Exit::of(&UsageError(String::new()).into()), Exit::Usage, "the one that is no enum");
+}
+
+/// The chain is printed as a whole, so an error whose message holds that of its cause would say it twice.
+#[test]
+fn no_error_says_its_cause_twice() {
+    let mut causes = 0;
+    for (name, error) in samples() {
+        let said = format!("{error:#}");
+        for cause in error.chain().skip(1).map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+            assert_eq!(said.matches(&cause).count(), 1, "{name}: {said}");
+            causes += 1;
+        }
+        // A reason that is kept as an error, and is no cause, is in the message itself.
+        assert!(said.matches(IO).count() <= 1, "{name}: {said}");
+    }
+    assert!(causes > 0, "some errors have causes");
 }
 
 #[test]

@@ -27,8 +27,8 @@ use super::decode::Failure;
 #[derive(Debug, thiserror::Error)]
 pub enum ScanError {
     /// It is not there, or may not be read. Check the path in the pipeline file, which counts from that file's folder.
-    #[error("{what} {path} cannot be read: {source}")]
-    Unreadable { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{what} {path} cannot be read: {reason}")]
+    Unreadable { what: &'static str, path: PathBuf, reason: std::io::Error },
     /// The key names a file of another kind. Name the folder that holds it, or a manifest.
     #[error("{what} {path} is not a folder, nor a .csv, .jsonl or .parquet manifest")]
     NotAFolder { what: &'static str, path: PathBuf },
@@ -192,7 +192,7 @@ async fn scan_root(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
-    let unreadable = |source| ScanError::Unreadable { what, path: root.to_owned(), source };
+    let unreadable = |reason| ScanError::Unreadable { what, path: root.to_owned(), reason };
     let kind = std::fs::metadata(root).map_err(unreadable)?;
     if kind.is_dir() {
         std::fs::read_dir(root).map_err(unreadable)?;
