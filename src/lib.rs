@@ -17,6 +17,7 @@ pub mod exit;
 pub mod interrupt;
 pub mod leftovers;
 pub mod lock;
+pub mod panics;
 pub mod progress;
 pub mod setup;
 pub mod text;

@@ -25,6 +25,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::lock::{LockError, TableLock};
+use crate::panics;
 use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
@@ -125,9 +126,7 @@ pub fn read(file: &Path) -> Result<EmbeddingBatch, ExchangeError> {
         FileFormat::Csv => csv::read(file),
         FileFormat::Parquet => parquet::read(file),
     };
-    // Libraries panic over some damaged files: on a thread of its own that is the end of the reading alone.
-    std::thread::scope(|scope| scope.spawn(read).join())
-        .unwrap_or_else(|_| Err(ExchangeError::invalid(file, "its content is damaged")))
+    panics::caught(read).unwrap_or_else(|| Err(ExchangeError::invalid(file, panics::DAMAGED)))
 }
 
 /// Makes a feature table of its own from `file`, in the new or empty folder `table`, in one commit; returns

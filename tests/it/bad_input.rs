@@ -317,8 +317,23 @@ fn a_parquet_manifest_is_read() {
     let found = scan(&manifest, LabelRule::None).expect("valid");
     assert_eq!((ids(&found), found.images[0].label.as_deref()), (vec!["1.png"], Some("7")));
     assert_eq!(found.failures[0].kind, "missing");
+    let whole = std::fs::read(&manifest).expect("written");
     std::fs::write(&manifest, "no parquet").expect("writable");
     assert!(matches!(scan(&manifest, LabelRule::None), Err(ScanError::Manifest { .. })));
+
+    // Some damage makes the reader panic: that is an error as well, which names the file.
+    let mut panics = 0;
+    for (at, bits) in (0..whole.len()).flat_map(|at| [0x01, 0x80, 0xff].map(|bits| (at, bits))) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= bits;
+        std::fs::write(&manifest, damaged).expect("writable");
+        match scan(&manifest, LabelRule::None) {
+            Err(ScanError::Manifest { reason, .. }) if reason == imagedex::panics::DAMAGED => panics += 1,
+            Ok(_) | Err(ScanError::Manifest { .. } | ScanError::Empty { .. }) => {}
+            Err(error) => panic!("byte {at}: {error}"),
+        }
+    }
+    assert!(panics > 0, "no damage made the reader panic: does it need to be caught any longer?");
 }
 
 /// Root may read everything, so there this test has nothing to see.

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use imagedex::panics;
+use imagedex::stages::store::FeatureStore;
 use serde_json::json;
 
 use crate::support::{Said, Shop, cache, imagedex, said};
@@ -364,6 +366,31 @@ fn files_that_are_rewritten_get_checksums_and_damage_is_not_copied() {
     rename("2.png", "6.png");
     shop.imagedex("extract").exits(4).complains("the feature table is damaged");
     assert_eq!(entries(), before, "nothing was committed");
+}
+
+#[test]
+fn damage_of_a_file_without_checksum_is_named_whatever_its_reader_does() {
+    let shop = shop();
+    let (table, file) = (shop.path("runs/shop/features"), largest(&shop));
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::remove_dir_all(table.join("_checksums")).unwrap();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut caught = 0;
+    for at in (whole.len().saturating_sub(6_000)..whole.len()).step_by(13) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xff;
+        std::fs::write(&file, damaged).unwrap();
+        let found = runtime.block_on(FeatureStore::inspect(&table)).unwrap().unwrap();
+        assert!(found.problems.iter().all(|problem| problem.file == file), "byte {at}: {:?}", found.problems);
+        caught += found.problems.iter().filter(|problem| problem.reason.ends_with(panics::DAMAGED)).count();
+        // What a run asks first reads the keys.
+        if let Err(error) =
+            runtime.block_on(async { FeatureStore::open(&table).await?.unwrap().plan(&[]).await })
+        {
+            assert!(error.to_string().contains("features verify --repair"), "byte {at}: {error}");
+        }
+    }
+    assert!(caught > 0, "no damage made the reader panic: does it need to be caught any longer?");
 }
 
 #[test]

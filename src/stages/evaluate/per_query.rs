@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{AtK, EvaluateError, Evaluation, Measures, Mode};
 use crate::engines::Hit;
 use crate::metric::Metric;
+use crate::panics;
 use crate::stages::report::write_whole;
 
 /// Rows per batch handed to the writer.
@@ -152,6 +153,10 @@ fn batch(rows: &[&PerQuery], ks: &[usize]) -> Result<RecordBatch, ArrowError> {
 
 /// Reads what [`write_per_query`] wrote. The error says what is wrong with the file.
 pub fn read_per_query(path: &Path) -> Result<Vec<PerQuery>, String> {
+    panics::caught(|| read(path)).unwrap_or_else(|| Err(panics::DAMAGED.to_owned()))
+}
+
+fn read(path: &Path) -> Result<Vec<PerQuery>, String> {
     let file = File::open(path).map_err(|error| error.to_string())?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());
     let mut rows = Vec::new();

@@ -22,6 +22,7 @@ use datafusion::prelude::{
 };
 
 use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Split, leads_out};
+use crate::panics;
 
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
 
@@ -45,8 +46,9 @@ pub(super) async fn scan(
     let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
     // DataFusion's chain of errors ends in the one that names the row.
     let failed = |error: DataFusionError| wrong(error.strip_backtrace());
-    let frame = read(manifest).await.map_err(failed)?;
-    let names: Vec<String> = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
+    // In a task: a damaged Parquet file may make its reader panic.
+    let read = tokio::spawn(read(manifest.to_owned())).await;
+    let (names, batches) = read.map_err(|_| wrong(panics::DAMAGED.to_owned()))?.map_err(failed)?;
     let find = |wanted: &[&str]| wanted.iter().find_map(|name| names.iter().position(|found| found == name));
     let Some(path) = find(&PATH) else {
         let found = names.join(", ");
@@ -57,7 +59,7 @@ pub(super) async fn scan(
     let folder = manifest.parent().unwrap_or(Path::new(""));
     let absolute = std::path::absolute(folder).map_err(|error| wrong(error.to_string()))?;
     let mut number = 0;
-    for batch in frame.collect().await.map_err(failed)? {
+    for batch in batches {
         let column = |index| Column::new(&batch, index).map_err(wrong);
         let (paths, labels, splits) = (column(Some(path))?, column(label)?, column(split)?);
         let (queries, galleries) = (column(is_query)?, column(is_gallery)?);
@@ -119,7 +121,14 @@ pub(super) async fn scan(
     Ok(())
 }
 
-async fn read(manifest: &Path) -> datafusion::error::Result<DataFrame> {
+/// The names of the columns, and the rows.
+async fn read(manifest: PathBuf) -> datafusion::error::Result<(Vec<String>, Vec<RecordBatch>)> {
+    let frame = open(&manifest).await?;
+    let names = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
+    Ok((names, frame.collect().await?))
+}
+
+async fn open(manifest: &Path) -> datafusion::error::Result<DataFrame> {
     // One partition: several would hand over their rows in the order in which they finish.
     let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
     // A URL, because DataFusion reads `*`, `?` and `[` in a plain path as a pattern.

@@ -15,6 +15,7 @@ use parquet::errors::ParquetError;
 use tempfile::NamedTempFile;
 
 use super::{StoreError, parse_split, writer_properties};
+use crate::panics;
 use crate::stages::decode::Failure;
 use crate::stages::report::folder_of;
 
@@ -45,6 +46,12 @@ pub fn write_failures(path: &Path, failures: &[Failure]) -> Result<(), StoreErro
 
 /// Reads the failures of the last run.
 pub fn read_failures(path: &Path) -> Result<Vec<Failure>, StoreError> {
+    let damaged =
+        || StoreError::Unreadable { path: path.display().to_string(), reason: panics::DAMAGED.to_owned() };
+    panics::caught(|| read(path)).unwrap_or_else(|| Err(damaged()))
+}
+
+fn read(path: &Path) -> Result<Vec<Failure>, StoreError> {
     let damaged = |reason: String| StoreError::Unreadable { path: path.display().to_string(), reason };
     let file = File::open(path).map_err(|error| StoreError::io(path, &error))?;
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).and_then(|builder| builder.build());

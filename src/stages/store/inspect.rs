@@ -26,6 +26,7 @@ use super::durable::{
 };
 use super::schema::{append_rows, validate};
 use super::{CommitFacts, FeatureStore, StoreError, builder, holds_table};
+use crate::panics;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::report::temporary_in;
 use crate::stages::scan::Split;
@@ -310,17 +311,20 @@ fn whole(file: &Path, size: Option<u64>) -> io::Result<Whole> {
 }
 
 /// Hands each batch of rows of a Parquet file to `f`. On an error says what is wrong with the file.
-fn read_parquet(
+pub(super) fn read_parquet(
     file: &Path,
-    mut f: impl FnMut(&datafusion::arrow::array::RecordBatch) -> Result<(), String>,
+    mut f: impl FnMut(&datafusion::arrow::array::RecordBatch) -> Result<(), String> + Send,
 ) -> Result<(), String> {
-    let opened = fs::File::open(file).map_err(|error| error.to_string())?;
     let undecodable = |error: &dyn std::fmt::Display| format!("cannot be decoded: {error}");
-    let rows = ParquetRecordBatchReaderBuilder::try_new(opened).and_then(|builder| builder.build());
-    for batch in rows.map_err(|error| undecodable(&error))? {
-        f(&batch.map_err(|error| undecodable(&error))?)?;
-    }
-    Ok(())
+    let read = || {
+        let opened = fs::File::open(file).map_err(|error| error.to_string())?;
+        let rows = ParquetRecordBatchReaderBuilder::try_new(opened).and_then(|builder| builder.build());
+        for batch in rows.map_err(|error| undecodable(&error))? {
+            f(&batch.map_err(|error| undecodable(&error))?)?;
+        }
+        Ok(())
+    };
+    panics::caught(read).unwrap_or_else(|| Err(undecodable(&panics::DAMAGED)))
 }
 
 /// What is wrong with the table's log.

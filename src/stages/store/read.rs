@@ -12,8 +12,8 @@ use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
 use datafusion::prelude::{Expr, JoinType, SessionContext, col, lit};
 use futures::StreamExt;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::inspect::read_parquet;
 use super::schema::{append_rows, sort_by_key};
 use super::{COLUMNS, FeatureStore, StoreError, first_key};
 use crate::stages::embed::EmbeddingBatch;
@@ -238,7 +238,10 @@ impl FeatureStore {
         rows: Result<DataFrame, DataFusionError>,
     ) -> Result<Vec<RecordBatch>, StoreError> {
         let collected = match rows {
-            Ok(rows) => rows.collect().await,
+            // In a task: a damaged file may make its reader panic.
+            Ok(rows) => tokio::spawn(rows.collect())
+                .await
+                .unwrap_or_else(|panic| Err(DataFusionError::External(panic.into()))),
             Err(error) => Err(error),
         };
         collected.map_err(|error| self.read_error(error))
@@ -284,18 +287,11 @@ impl FeatureStore {
                 }
                 Err(error) => return Some(StoreError::io(&file, &error)),
             }
-            let opened = match fs::File::open(&file) {
-                Ok(opened) => opened,
-                Err(error) => return Some(StoreError::io(&file, &error)),
-            };
-            let read = ParquetRecordBatchReaderBuilder::try_new(opened)
-                .and_then(|builder| builder.build())
-                .map_err(|error| error.to_string())
-                .and_then(|mut rows| {
-                    rows.try_for_each(|rows| rows.map(drop)).map_err(|error| error.to_string())
-                });
-            if let Err(reason) = read {
-                return damaged(format!("cannot be decoded: {reason}"));
+            if let Err(error) = fs::File::open(&file) {
+                return Some(StoreError::io(&file, &error));
+            }
+            if let Err(reason) = read_parquet(&file, |_| Ok(())) {
+                return damaged(reason);
             }
         }
         // Bytes may be wrong and still be decoded, into what makes no sense.

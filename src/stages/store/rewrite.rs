@@ -35,6 +35,7 @@ use super::write::{commit_properties, now_us};
 use super::{
     CommitFacts, FeatureStore, STATISTICS, StoreError, arrow_schema, parse_split, writer_properties,
 };
+use crate::panics;
 use crate::stages::scan::Split;
 
 /// Rows read at a time.
@@ -81,7 +82,9 @@ impl FeatureStore {
                 let path = path.as_ref().split('/').fold(self.dir().to_owned(), |dir, part| dir.join(part));
                 let damaged =
                     |reason: String| self.diagnose().unwrap_or_else(|| StoreError::damaged(&path, &reason));
-                if self.copy_without(&path, ops, &mut stored, &mut rows, &mut changes, damaged)? {
+                let copy = || self.copy_without(&path, ops, &mut stored, &mut rows, &mut changes, damaged);
+                let is_touched = panics::caught(copy);
+                if is_touched.unwrap_or_else(|| Err(damaged(panics::DAMAGED.to_owned())))? {
                     actions.push(Action::Remove(file.remove_action(true)));
                 }
             }
