@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use crate::stages::report::temporary_in;
+use crate::stages::scan::sha256_of;
 
 /// A folder of index files.
 #[derive(Debug, Clone)]
@@ -68,7 +69,7 @@ impl SavedIndexes {
             return None;
         }
         let read = || {
-            if file_sha256(&file).map_err(|error| error.to_string())? != record.sha256 {
+            if sha256_of(&file).map_err(|error| error.to_string())? != record.sha256 {
                 return Err("it is not the file that was written".to_owned());
             }
             read(file.to_str().ok_or("its path is not valid UTF-8")?)
@@ -95,7 +96,7 @@ impl SavedIndexes {
         let file = part().map_err(failed)?;
         write(file.to_str().ok_or("the path is not valid UTF-8")?)?;
         File::open(&file).and_then(|file| file.sync_all()).map_err(failed)?;
-        let sha256 = file_sha256(&file).map_err(failed)?;
+        let sha256 = sha256_of(&file).map_err(failed)?;
         // Without a record the file counts for nothing, so the order is: no record, file, record.
         match fs::remove_file(self.record(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
@@ -119,12 +120,6 @@ impl SavedIndexes {
     fn record(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.json"))
     }
-}
-
-fn file_sha256(path: &Path) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    io::copy(&mut File::open(path)?, &mut hash)?;
-    Ok(hex::encode(hash.finalize()))
 }
 
 #[cfg(test)]

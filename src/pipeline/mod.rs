@@ -134,7 +134,7 @@ pub fn report(config: &PipelineConfig) -> anyhow::Result<Exit> {
         return Err(UsageError(reason).into());
     }
     let per_query = run.report_dir().join("per_query.parquet");
-    run.render(&RunReport::read(&path)?.with_queries(&per_query))?;
+    run.render(&RunReport::read(&path)?.with_queries(&per_query)?)?;
     Ok(Exit::Done)
 }
 
@@ -149,10 +149,12 @@ pub fn set_baseline(config: &PipelineConfig) -> anyhow::Result<Exit> {
             return Err(UsageError(reason).into());
         }
     }
+    let report = RunReport::read(&summary)?;
+    report.check_queries(&rows)?;
     let rows = evaluate::read_per_query(&rows).map_err(|reason| {
         anyhow::anyhow!("cannot read {}: {reason}; run `imagedex evaluate` again", rows.display())
     })?;
-    let baseline = Baseline::of(&RunReport::read(&summary)?, &rows)?;
+    let baseline = Baseline::of(&report, &rows)?;
     baseline.write(&config.baseline_file)?;
     let queries: usize = baseline.queries.values().map(Vec::len).sum();
     let file = config.baseline_file.display();
@@ -565,12 +567,13 @@ impl<'a> Run<'a> {
         let evaluations = std::mem::take(&mut served.evaluations);
         let folder = self.report_dir();
         store::make_folder(&folder).map_err(|error| StoreError::io(&folder, &error))?;
-        evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
+        let per_query = evaluate::write_per_query(&folder.join("per_query.parquet"), &evaluations)?;
         let mut report = RunReport::new(&self.config.name, extracted.provenance.clone(), evaluations)
             .with_run(extracted.books, &extracted.failures, extracted.stages.done.clone())
             .with_loads(served.loads.clone())
             .with_engine_failures(served.failures.clone())
             .with_gate(verdict.clone());
+        report.per_query_sha256 = Some(per_query);
         // Of a table that was imported there are none.
         report.books = report.books.filter(|books| *books != Books::default());
         report::export(&report, &report::Summary, &folder.join("summary.json"))?;

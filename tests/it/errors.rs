@@ -210,6 +210,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Write { path: s(), reason: s() }
             Read { path: s(), reason: s() }
             Schema { path: s(), found: 0 }
+            OfTwoRuns { path: s() }
         }
         SqlError {
             NoTable { table: "", remedy: "" }

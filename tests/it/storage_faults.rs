@@ -173,6 +173,33 @@ fn pictures_that_vanish_all_at_once_are_not_deleted_unasked() {
 }
 
 #[test]
+fn a_report_is_not_made_of_two_runs() {
+    let shop = shop();
+    let (summary, per_query) =
+        (shop.path("runs/shop/report/summary.json"), shop.path("runs/shop/report/per_query.parquet"));
+    let both = || [std::fs::read(&summary).unwrap(), std::fs::read(&per_query).unwrap()];
+    shop.imagedex("run").exits(0);
+    let before = both();
+    shop.picture("queries/b/42.png", 42);
+    shop.imagedex("run").exits(0);
+    let after = both();
+    shop.imagedex("report").exits(0);
+    let pipeline = shop.path("shop.toml");
+    let set = || imagedex(["baseline", "set", &pipeline.to_string_lossy()]);
+    // As a kill between the two files leaves them.
+    std::fs::write(&summary, &before[0]).unwrap();
+    let markdown = std::fs::read(shop.path("runs/shop/report/report.md")).unwrap();
+    for said in [shop.imagedex("report"), set()] {
+        said.exits(4).complains("per_query.parquet").complains("of two runs").complains("imagedex evaluate");
+    }
+    assert_eq!(std::fs::read(shop.path("runs/shop/report/report.md")).unwrap(), markdown, "left as it was");
+    shop.imagedex("evaluate").exits(0);
+    shop.imagedex("report").exits(0);
+    set().exits(0);
+    assert_eq!(both()[1], after[1], "the same again");
+}
+
+#[test]
 fn one_writer_at_a_time_whatever_the_work_folder() {
     let shop = shop();
     // The file that a dead process left is there already, and does no harm.

@@ -1,6 +1,7 @@
 //! One row for each mode, metric and query: what the means are made of, as `per_query.parquet`.
 
 use std::fs::File;
+use std::io::{self, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::{AtK, EvaluateError, Evaluation, Measures, Mode};
 use crate::engines::Hit;
@@ -83,25 +85,29 @@ impl PerQuery {
 ///
 /// Columns: `mode engine metric query label state relevant excluded first_relevant_rank ap ap_at_r r_precision rr`,
 /// then for each cut-off `hit_at_K p_at_K r_at_K ndcg_at_K`, then the lists `top_ids`, `top_scores` and `top_labels`.
-/// Measures are null for queries that are not in the means.
-pub fn write_per_query(path: &Path, evaluations: &[Evaluation]) -> Result<(), EvaluateError> {
+/// Measures are null for queries that are not in the means. Returns the file's SHA-256 in hex.
+pub fn write_per_query(path: &Path, evaluations: &[Evaluation]) -> Result<String, EvaluateError> {
     let rows: Vec<&PerQuery> = evaluations.iter().flat_map(|evaluation| &evaluation.per_query).collect();
     let mut ks: Vec<usize> =
         evaluations.iter().flat_map(|evaluation| evaluation.ks.iter().copied()).collect();
     ks.sort_unstable();
     ks.dedup();
+    let mut hash = Sha256::new();
     let written = write_whole(path, |out| {
         let schema = batch(&[], &ks)?.schema();
         let properties =
             WriterProperties::builder().set_compression(Compression::ZSTD(Default::default())).build();
-        let mut writer = ArrowWriter::try_new(out, schema, Some(properties))?;
+        let mut writer = ArrowWriter::try_new(&mut *out, schema, Some(properties))?;
         for rows in rows.chunks(ROWS) {
             writer.write(&batch(rows, &ks)?)?;
         }
         writer.close()?;
+        out.rewind()?;
+        io::copy(out, &mut hash)?;
         Ok::<(), ParquetError>(())
     });
-    written.map_err(|reason| EvaluateError::Write { path: path.display().to_string(), reason })
+    written.map_err(|reason| EvaluateError::Write { path: path.display().to_string(), reason })?;
+    Ok(hex::encode(hash.finalize()))
 }
 
 fn batch(rows: &[&PerQuery], ks: &[usize]) -> Result<RecordBatch, ArrowError> {

@@ -31,6 +31,7 @@ use crate::engines::Footprint;
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming, read_per_query};
 use crate::stages::gate::Verdict;
+use crate::stages::scan::sha256_of;
 use crate::stages::store::sync_folder;
 use crate::stats::{Books, LoadBooks, StageStats};
 
@@ -54,6 +55,11 @@ pub enum ReportError {
     Read { path: String, reason: String },
     #[error("{path} has layout {found}, this program reads {SCHEMA_VERSION}: run `imagedex evaluate` again")]
     Schema { path: String, found: u64 },
+    #[error(
+        "{path} and the summary.json beside it are of two runs, as a run was cut off while it wrote them; run `imagedex evaluate`, which \
+         writes both"
+    )]
+    OfTwoRuns { path: String },
 }
 
 /// All that there is to say of a run's results.
@@ -79,6 +85,9 @@ pub struct RunReport {
     /// Whether they are good enough; left out where nothing was asked and nothing was wrong.
     #[serde(default, skip_serializing_if = "Verdict::is_empty")]
     pub gate: Verdict,
+    /// Of the `per_query.parquet` that was written with it: what tells the two files of one run from those of two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_query_sha256: Option<String>,
     /// What differs from run to run.
     pub measured: Measured,
 }
@@ -132,6 +141,7 @@ impl RunReport {
             failures: BTreeMap::new(),
             evaluations,
             gate: Verdict::default(),
+            per_query_sha256: None,
             measured: Measured::default(),
         };
         for evaluation in &mut report.evaluations {
@@ -170,8 +180,24 @@ impl RunReport {
         self
     }
 
+    /// Refuses a `per_query.parquet` of another run than this report's.
+    pub fn check_queries(&self, path: &Path) -> Result<(), ReportError> {
+        let shown = || path.display().to_string();
+        let Some(ours) = &self.per_query_sha256 else { return Ok(()) };
+        match sha256_of(path) {
+            Ok(found) if found == *ours => Ok(()),
+            Ok(_) => Err(ReportError::OfTwoRuns { path: shown() }),
+            Err(error) => Err(ReportError::Read { path: shown(), reason: error.to_string() }),
+        }
+    }
+
     /// With what each query came to, from the evaluation's `per_query.parquet`. Without that file there is still a report.
-    pub fn with_queries(mut self, path: &Path) -> RunReport {
+    ///
+    /// Errors: the file is of another run.
+    pub fn with_queries(mut self, path: &Path) -> Result<RunReport, ReportError> {
+        if path.exists() {
+            self.check_queries(path)?;
+        }
         let rows = read_per_query(path).unwrap_or_else(|reason| {
             tracing::warn!("no page shows single queries: cannot read {}: {reason}", path.display());
             Vec::new()
@@ -181,7 +207,7 @@ impl RunReport {
                 of.per_query.push(row);
             }
         }
-        self
+        Ok(self)
     }
 
     /// Reads a `summary.json`. The rows of single queries are not in it.

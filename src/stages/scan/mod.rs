@@ -293,6 +293,13 @@ fn failure(image: &ImageRef, kind: &str, reason: String) -> Failure {
     }
 }
 
+/// Hex SHA-256 of a file, read in pieces.
+pub fn sha256_of(path: &Path) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    std::io::copy(&mut File::open(path)?, &mut hash)?;
+    Ok(hex::encode(hash.finalize()))
+}
+
 /// Hex SHA-256.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
