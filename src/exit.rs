@@ -53,6 +53,9 @@ impl Exit {
     }
 
     fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
+        if let Some(ScanError::Vanished { .. }) = cause.downcast_ref::<ScanError>() {
+            return Some(Exit::Infrastructure);
+        }
         if cause.is::<ConfigError>() || cause.is::<UsageError>() || cause.is::<ScanError>() {
             return Some(Exit::Usage);
         }

@@ -401,15 +401,20 @@ impl<'a> Run<'a> {
             let list: Vec<_> = skipped.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
             tracing::info!("passed over files that are no pictures: {}", list.join(", "));
         }
-        let mut failures = scan.failures;
+        let (mut failures, folders) = (scan.failures, scan.folders);
         let (seen, unreadable) = stages.time("hash", || scan::hash(scan.images, &STOP));
         stages.count(found, seen.len());
+        if !unreadable.is_empty() {
+            folders.check()?;
+        }
         failures.extend(unreadable);
         let mut store = self.open_store(&spec)?;
         let plan = stages.time("plan", || self.block_on(store.plan(&seen)))?;
         stages.count(seen.len(), plan.to_embed());
         let mut embedded = 0;
-        if !plan.delete.is_empty() {
+        let mut interrupted = interrupt::is_set();
+        // What an interrupted run has not looked at is not gone.
+        if !interrupted && !plan.delete.is_empty() {
             let of = |split| self.block_on(store.count(Some(split)));
             let (gallery, queries) = (of(Split::Gallery)?, of(Split::Query)?);
             let stored = |split| if split == Split::Gallery { gallery } else { queries };
@@ -417,7 +422,6 @@ impl<'a> Run<'a> {
         }
         let mut deleted = plan.delete.len();
         let reused = plan.unchanged + plan.reuse.len();
-        let mut interrupted = interrupt::is_set();
         if !interrupted && !plan.is_empty() {
             self.note_begun(&store, &plan, scanned)?;
             let mut facts = CommitFacts(json!({ "imagedex": env!("CARGO_PKG_VERSION") }));
@@ -449,6 +453,9 @@ impl<'a> Run<'a> {
                     )?;
                     stages.embedded(images.len(), &done, started);
                     embedded += done.pictures;
+                    if done.failures.iter().any(|failure| failure.stage == "read") {
+                        folders.check()?;
+                    }
                     if !is_new && !done.failures.is_empty() {
                         // What is stored under these names belongs to bytes that are gone.
                         let stale: Vec<_> = done.failures.iter().map(|f| (f.split, f.path.clone())).collect();

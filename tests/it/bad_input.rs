@@ -336,6 +336,56 @@ fn a_parquet_manifest_is_read() {
     assert!(panics > 0, "no damage made the reader panic: does it need to be caught any longer?");
 }
 
+#[test]
+fn a_folder_that_goes_away_is_not_one_whose_pictures_were_deleted() {
+    type Change = fn(&Path);
+    let changes: [(Change, Option<&str>); 5] = [
+        (|gallery| std::fs::remove_file(gallery.join("a/1.png")).expect("removed"), None),
+        (
+            |gallery| std::fs::rename(gallery, gallery.with_file_name("away")).expect("renamed"),
+            Some("gallery"),
+        ),
+        (
+            |gallery| std::fs::rename(gallery.join("a"), gallery.join("z")).expect("renamed"),
+            Some("gallery/a"),
+        ),
+        (
+            // What an unmounted file system leaves: a folder of the same name, which is another one.
+            |gallery| {
+                std::fs::rename(gallery, gallery.with_file_name("away")).expect("renamed");
+                std::fs::create_dir_all(gallery.join("a")).expect("made");
+            },
+            Some("gallery"),
+        ),
+        (
+            |gallery| {
+                std::fs::rename(gallery.join("a"), gallery.with_file_name("away")).expect("renamed");
+                std::fs::create_dir(gallery.join("a")).expect("made");
+            },
+            Some("gallery/a"),
+        ),
+    ];
+    for (change, missed) in changes {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let gallery = folder.path().join("gallery");
+        for name in ["a/1.png", "a/2.png", "b/3.png"] {
+            std::fs::create_dir_all(gallery.join(name).parent().expect("a folder")).expect("made");
+            photo(8, 8).save(gallery.join(name)).expect("writable");
+        }
+        let found = scan(&gallery, LabelRule::None).expect("has pictures");
+        change(&gallery);
+        let (_, failures) = scan::hash(found.images, &AtomicBool::new(false));
+        assert!(!failures.is_empty());
+        match (found.folders.check(), missed) {
+            (Ok(()), None) => {}
+            (Err(ScanError::Vanished { what: "gallery", path }), Some(missed)) => {
+                assert_eq!(path, folder.path().join(missed));
+            }
+            (checked, missed) => panic!("{checked:?} where {missed:?} went away"),
+        }
+    }
+}
+
 /// Root may read everything, so there this test has nothing to see.
 #[cfg(unix)]
 #[test]

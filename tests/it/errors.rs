@@ -134,6 +134,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Unreadable { what: "", path: s().into(), reason: io() }
             NotAFolder { what: "", path: s().into() }
             Empty { what: "", path: s().into(), seen: s() }
+            Vanished { what: "", path: s().into() }
             Manifest { path: s().into(), reason: s() }
         }
         ModelError {

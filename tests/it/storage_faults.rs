@@ -1,6 +1,8 @@
 //! What happens to the feature table when its storage fails: it is found, named and repaired, and nothing else is done again.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use imagedex::panics;
 use imagedex::stages::store::FeatureStore;
@@ -230,6 +232,49 @@ fn an_import_is_a_writer_too() {
     assert!(!table.join("_delta_log").exists(), "nothing was written");
     drop(lock);
     import().exits(0).says("1 rows");
+}
+
+/// Runs `extract`; once the model is being started, that is after all files were read once, and before any is decoded, `then`.
+fn extract_while(shop: &Shop, then: impl FnOnce()) -> Said {
+    let mut run = Command::new(env!("CARGO_BIN_EXE_imagedex"))
+        .arg("extract")
+        .arg(shop.path("shop.toml"))
+        .env("IMAGEDEX_CACHE", cache())
+        .env("IMAGEDEX_LOG", "debug")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut log, mut err) = (BufReader::new(run.stderr.take().unwrap()), String::new());
+    while !err.ends_with("stage start the model\n") && log.read_line(&mut err).unwrap() > 0 {}
+    then();
+    log.read_to_string(&mut err).unwrap();
+    Said { err, ..said(run.wait_with_output().unwrap()) }
+}
+
+#[test]
+fn a_gallery_that_goes_away_in_the_middle_of_a_run_deletes_nothing() {
+    let shop = shop();
+    let (gallery, away) = (shop.path("gallery"), shop.path("away"));
+    // The model may be faster than we are; then the run is done, and another one is tried.
+    let mut tries = 0..20;
+    let said = loop {
+        let seed = 100 + tries.next().expect("the gallery is away before it is read, some time");
+        // A stored picture that changed, and a new one.
+        shop.picture("gallery/a/1.png", seed);
+        shop.picture("gallery/b/new.png", seed + 100);
+        let said = extract_while(&shop, || std::fs::rename(&gallery, &away).unwrap());
+        std::fs::rename(&away, &gallery).unwrap();
+        if said.code != 0 {
+            break said;
+        }
+    };
+    let said = said.exits(4).complains("went away").complains("mount it or put it back");
+    assert!(said.err.contains(&gallery.display().to_string()), "{}", said.err);
+    verify(&shop, &[]).exits(0).says(if tries.start == 1 { "6 sound rows" } else { "7 sound rows" });
+    shop.imagedex("load").exits(2).complains("imagedex extract");
+    shop.imagedex("extract").exits(0).says("stored 7");
+    assert_eq!(shop.run_json()["books"]["deleted"], json!(0));
 }
 
 #[test]

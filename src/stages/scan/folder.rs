@@ -7,7 +7,8 @@ use std::path::Path;
 
 use walkdir::{DirEntry, WalkDir};
 
-use super::{ImageRef, LabelRule, Scan, Split, shown};
+use super::folders::went_away;
+use super::{ImageRef, LabelRule, Scan, ScanError, Split, shown};
 use crate::stages::decode;
 
 /// Endings that say "a picture". `decode` goes by the content; of those it cannot read it says so.
@@ -20,7 +21,9 @@ const PICTURES: [&str; 18] = [
 const RAW: [&str; 9] = ["dng", "cr2", "nef", "nrw", "arw", "orf", "rw2", "raf", "pef"];
 
 /// Walks `root`, following links; a loop of links is a failure, hidden files and folders are passed over.
-pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan) {
+///
+/// Errors: a folder that was there and is not, which is no folder without pictures.
+pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan) -> Result<(), ScanError> {
     let mut walk = WalkDir::new(root).follow_links(true).into_iter();
     while let Some(entry) = walk.next() {
         match entry {
@@ -44,12 +47,17 @@ pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan)
                         let reason = "a symbolic link that leads back to a folder above it; remove the link";
                         scan.fail(&path, split, "link_loop", reason);
                     }
+                    (None, Some(io)) if error.path().is_some_and(|path| went_away(path, io)) => {
+                        let path = error.path().unwrap_or(root).to_owned();
+                        return Err(ScanError::Vanished { what: split.input(), path });
+                    }
                     (None, Some(error)) => scan.fail(&path, split, "unreadable", error),
                     (None, None) => scan.fail(&path, split, "unreadable", error),
                 }
             }
         }
     }
+    Ok(())
 }
 
 fn is_hidden(name: &OsStr) -> bool {

@@ -5,8 +5,10 @@
 //! is something else.
 
 mod folder;
+mod folders;
 mod manifest;
 
+pub use folders::Folders;
 pub use manifest::is_manifest;
 
 use std::collections::BTreeMap;
@@ -34,6 +36,12 @@ pub enum ScanError {
     NotAFolder { what: &'static str, path: PathBuf },
     #[error("{what} {path} holds no pictures ({seen}); check the path")]
     Empty { what: &'static str, path: PathBuf, seen: String },
+    /// It was unmounted, renamed or removed, or its server or disk stopped answering. Exit code 4, unlike the others.
+    #[error(
+        "{what}: folder {path} went away while its pictures were read, and what is stored of them was kept; mount it or put it back, then \
+         run again"
+    )]
+    Vanished { what: &'static str, path: PathBuf },
     /// The reason names the row, or the column that is missing. Mend the manifest (docs/input-and-sql.md).
     #[error("manifest {path}: {reason}")]
     Manifest { path: PathBuf, reason: String },
@@ -97,6 +105,8 @@ pub struct Scan {
     pub images: Vec<ImageRef>,
     /// Sorted by (split, path).
     pub failures: Vec<Failure>,
+    /// Where the images are.
+    pub folders: Folders,
     /// What is no picture and need not be one, counted by ending (`txt`, `csv`, …) or as `hidden` and `no ending`.
     pub skipped: BTreeMap<String, usize>,
 }
@@ -135,7 +145,8 @@ impl Scan {
 /// Finds all pictures of gallery and queries.
 ///
 /// # Errors
-/// See [`ScanError`]: a root that is missing, unreadable or without pictures. Trouble below a root is a [`Failure`].
+/// See [`ScanError`]: a root that is missing, unreadable or without pictures, a folder that goes away meanwhile. Other trouble below
+/// a root is a [`Failure`].
 pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
     let ScanOptions { gallery, queries, .. } = options;
     let mut scan = Scan::default();
@@ -166,6 +177,8 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
         }
     }
     scan.images = images;
+    scan.folders.note_all(&scan.images)?;
+    scan.folders.check()?;
     scan.failures.sort_by(|a, b| (a.split, &a.path).cmp(&(b.split, &b.path)));
     Ok(scan)
 }
@@ -196,8 +209,8 @@ async fn scan_root(
     let kind = std::fs::metadata(root).map_err(unreadable)?;
     if kind.is_dir() {
         std::fs::read_dir(root).map_err(unreadable)?;
-        folder::scan(root, split, &options.label, scan);
-        Ok(())
+        scan.folders.note(root, split)?;
+        folder::scan(root, split, &options.label, scan)
     } else if is_manifest(root) {
         manifest::scan(root, split, options, scan).await
     } else {
@@ -316,6 +329,14 @@ pub enum Split {
 }
 
 impl Split {
+    /// The key of `[input]` that says where its pictures are.
+    fn input(self) -> &'static str {
+        match self {
+            Split::Gallery => "gallery",
+            Split::Query => "queries",
+        }
+    }
+
     /// The value of the table's `split` column.
     pub fn name(self) -> &'static str {
         match self {

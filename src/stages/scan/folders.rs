@@ -1,0 +1,60 @@
+//! Are the folders of the pictures still there? A folder that is unmounted or renamed while a run reads it is not one whose pictures
+//! were deleted.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{ImageRef, ScanError, Split};
+
+/// Folders, each as it was found: device and number of its inode. What is mounted, or comes, in the place of another has others.
+#[derive(Debug, Clone, Default)]
+pub struct Folders(BTreeMap<PathBuf, (Split, u64, u64)>);
+
+impl Folders {
+    /// Notes a folder that pictures of `split` are in.
+    pub(super) fn note(&mut self, folder: &Path, split: Split) -> Result<(), ScanError> {
+        if !self.0.contains_key(folder) {
+            let vanished = || ScanError::Vanished { what: split.input(), path: folder.to_owned() };
+            let (device, inode) = identity(folder).ok_or_else(vanished)?;
+            self.0.insert(folder.to_owned(), (split, device, inode));
+        }
+        Ok(())
+    }
+
+    /// Notes the folders of all `images`.
+    pub(super) fn note_all(&mut self, images: &[ImageRef]) -> Result<(), ScanError> {
+        images.iter().try_for_each(|image| match image.path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => self.note(folder, image.split),
+            _ => Ok(()),
+        })
+    }
+
+    /// Asked where pictures that were found could not be read, before anything is made of it.
+    ///
+    /// Errors: a folder that is not there any more, or is another one.
+    pub fn check(&self) -> Result<(), ScanError> {
+        for (folder, (split, device, inode)) in &self.0 {
+            if identity(folder) != Some((*device, *inode)) {
+                return Err(ScanError::Vanished { what: split.input(), path: folder.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn identity(folder: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(folder).ok().map(|folder| (folder.dev(), folder.ino()))
+}
+
+/// Whether an error says that what was at `path` is not there any more, or that nobody answers for it. A link that leads nowhere
+/// is itself there.
+pub(super) fn went_away(path: &Path, error: &io::Error) -> bool {
+    const NO_ANSWER: [i32; 6] =
+        [libc::EIO, libc::ENODEV, libc::ENXIO, libc::ENOTCONN, libc::ESTALE, libc::ETIMEDOUT];
+    match error.kind() {
+        io::ErrorKind::NotFound => path.symlink_metadata().is_err(),
+        _ => error.raw_os_error().is_some_and(|code| NO_ANSWER.contains(&code)),
+    }
+}
