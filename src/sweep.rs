@@ -17,8 +17,9 @@ use crate::models::{Normalize, Pooling, Precision, Resize};
 use crate::pipeline::Run;
 use crate::stages::evaluate::{
     self, Comparison, Evaluation, FEW_QUERIES, Interval, Measure, MetricEvaluation, Mode, Pair, Space,
+    bare_chance,
 };
-use crate::stages::report::{SCHEMA_VERSION, Table, chance, decimal, escape, range, sweep_page, write_whole};
+use crate::stages::report::{SCHEMA_VERSION, Table, decimal, escape, range, sweep_page, write_whole};
 
 /// `[sweep]` of a pipeline file: the values to try of each setting; what is left out stays as the pipeline has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -75,6 +76,8 @@ pub struct Ranking {
     pub mode: Mode,
     /// Evaluated queries, the same ones for all.
     pub queries: usize,
+    /// The least cut-off: that of [`RankedSetting::precision`].
+    pub least_k: usize,
     pub rows: Vec<RankedSetting>,
 }
 
@@ -233,7 +236,7 @@ impl Ranking {
                 .and_then(|micro| Measure::Precision(contender.least_k).of(micro)),
             comparison: if i == 0 { None } else { compared.next() },
         });
-        Some(Ranking { mode, queries: common.len(), rows: rows.collect() })
+        Some(Ranking { mode, queries: common.len(), least_k: best.least_k, rows: rows.collect() })
     }
 
     /// The best setting, and what is known of the others.
@@ -251,15 +254,16 @@ impl Ranking {
         match compared.len() {
             0 => format!("{head}."),
             all => format!(
-                "{head}; of the {all} others {worse} are worse beyond noise, {} are not told apart from it.",
+                "{head}; of the {all} others, worse beyond noise: {worse}, not told apart from it: {}.",
                 all - worse
             ),
         }
     }
 
     fn table(&self) -> Table {
-        let mut table =
-            Table::new(&["setting", "MAP", "95 %", "P", "below the best", "p (Holm)", "beyond noise"]);
+        let precision = format!("P@{}", self.least_k);
+        let heads = ["setting", "MAP", "95 %", &precision, "below the best", "p (Holm)", "beyond noise"];
+        let mut table = Table::new(&heads);
         for row in &self.rows {
             let compared = row.comparison.as_ref();
             let cell = |of: &dyn Fn(&Comparison) -> String| compared.map_or("-".to_owned(), of);
@@ -269,7 +273,7 @@ impl Ranking {
                 row.interval.map_or("-".to_owned(), range),
                 row.precision.map_or("-".to_owned(), decimal),
                 cell(&|comparison| decimal(comparison.difference)),
-                cell(&|comparison| chance(comparison.p_holm)),
+                cell(&|comparison| bare_chance(comparison.p_holm)),
                 cell(&|comparison| if comparison.beyond_noise { "yes" } else { "no" }.to_owned()),
             ]);
         }

@@ -553,7 +553,10 @@ impl<'a> Run<'a> {
         let fingerprint = extracted.fingerprint();
         match rule.judge(baseline, fingerprint, evaluations) {
             Ok(checks) => verdict.checks.extend(checks),
-            Err(error) => return (verdict, Some(error)),
+            Err(error) => {
+                verdict.incomparable = Some(error.to_string());
+                return (verdict, Some(error));
+            }
         }
         (verdict, None)
     }

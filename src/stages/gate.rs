@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 use crate::metric::Metric;
-use crate::stages::evaluate::{Comparison, EngineRecall, Evaluation, Measure, MetricEvaluation, Mode};
+use crate::stages::evaluate::{
+    Comparison, EngineRecall, Evaluation, Measure, MetricEvaluation, Mode, chance,
+};
 
 /// How far below its minimum a value may stay: a mean over 49 queries, each 1, is 0.9999999999999999.
 const ROUNDING: f64 = 1e-9;
@@ -117,7 +119,7 @@ impl Gate {
                     .filter_map(move |recall| inexact(evaluation, mode, metric, recall))
             },
         ));
-        Verdict { checks }
+        Verdict { checks, incomparable: None }
     }
 }
 
@@ -267,8 +269,11 @@ impl fmt::Display for Check {
                     match &fall.comparison {
                         Some(Comparison { interval: Some(interval), p, .. }) => write!(
                             f,
-                            " (95 % of the fall {:.4} to {:.4}, p = {p:.3}, {} queries)",
-                            interval.low, interval.high, fall.queries
+                            " (95 % of the fall {:.4} to {:.4}, {}, {} queries)",
+                            interval.low,
+                            interval.high,
+                            chance(*p),
+                            fall.queries
                         ),
                         _ => write!(f, " ({} queries)", fall.queries),
                     }
@@ -293,30 +298,51 @@ impl fmt::Display for Check {
 pub struct Verdict {
     /// Empty where no gate is set and every exact engine kept its word.
     pub checks: Vec<Check>,
+    /// Why the run cannot be held against its baseline, where that is so: an error, not a pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomparable: Option<String>,
 }
 
 impl Verdict {
     pub fn is_empty(&self) -> bool {
-        self.checks.is_empty()
+        self.checks.is_empty() && self.incomparable.is_none()
     }
 
     pub fn passed(&self) -> bool {
-        self.checks.iter().all(|check| check.passed)
+        self.failed() == 0 && self.incomparable.is_none()
     }
 
-    /// Each failed check in one clause, which names the mode where there are several.
+    fn failed(&self) -> usize {
+        self.checks.iter().filter(|check| !check.passed).count()
+    }
+
+    /// What became of the checks, as a heading says it.
+    pub fn outcome(&self) -> String {
+        match (self.failed(), self.checks.len()) {
+            (0, _) if self.incomparable.is_some() => "FAILED, the baseline does not fit".to_owned(),
+            (0, all) => format!("{all} of {all} checks hold"),
+            (failed, all) => format!("FAILED, {failed} of {all} checks"),
+        }
+    }
+
+    /// Each failed check in one clause, which names the mode where there are several; and what is not comparable.
     pub fn failures(&self) -> Vec<String> {
         let mut modes = self.checks.iter().filter_map(|check| check.mode);
         let first = modes.next();
         let several = modes.any(|mode| Some(mode) != first);
         let failed = self.checks.iter().filter(|check| !check.passed);
-        failed.map(|check| if several { format!("{check:#}") } else { check.to_string() }).collect()
+        let failed = failed.map(|check| if several { format!("{check:#}") } else { check.to_string() });
+        failed.chain(self.incomparable.clone()).collect()
     }
 
     /// The exit code of a run that would end with `otherwise`. A failed gate comes before too many failed pictures: it
-    /// says that the index is not to be used.
+    /// says that the index is not to be used. A baseline that does not fit comes before both.
     pub fn exit(&self, otherwise: Exit) -> Exit {
-        if self.passed() { otherwise } else { Exit::Gate }
+        match self.incomparable {
+            Some(_) => Exit::Infrastructure,
+            None if self.passed() => otherwise,
+            None => Exit::Gate,
+        }
     }
 }
 
@@ -328,7 +354,7 @@ impl fmt::Display for Verdict {
             return Ok(());
         }
         if failures.is_empty() {
-            return write!(f, "gate: {n} of {n} checks hold", n = self.checks.len());
+            return write!(f, "gate: {}", self.outcome());
         }
         let more = failures.len().saturating_sub(SPELLED_OUT);
         write!(f, "gate FAILED: {}", failures[..failures.len() - more].join("; "))?;

@@ -253,7 +253,7 @@ fn full_report() -> RunReport {
         .with_run(Books::default(), &[failure], vec![stage])
         .with_loads(vec![load])
         .with_engine_failures(vec![EngineFailure { engine: "milvus".into(), reason: "it is down".into() }])
-        .with_gate(Verdict { checks })
+        .with_gate(Verdict { checks, incomparable: None })
 }
 
 /// A field of the report that docs/summary.schema.json lacks is an error here, and so is one that the report has no more. To add

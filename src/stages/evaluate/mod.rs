@@ -35,7 +35,7 @@ use crate::stages::embed::EmbeddingBatch;
 pub use intervals::{Interval, MeasureIntervals, bootstrap, bootstrap_by_class, wilson};
 pub use leakage::{LabelError, Leakage, LeakedKind, NEAR_BITS, NEAR_COSINE, Sameness, TwinPair};
 pub use measures::{AtK, Bounds, Measure, Measures, TieAtK};
-pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, compare};
+pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, bare_chance, chance, compare};
 pub use per_query::{PerQuery, QueryState, read_per_query, write_per_query};
 pub use ranking::SameRanking;
 pub use resample::{DRAWS, Table};

@@ -39,6 +39,16 @@ pub struct Comparison {
     pub beyond_noise: bool,
 }
 
+/// `p = 0.012`, or `p < 0.001`: no number of draws can give 0.
+pub fn chance(p: f64) -> String {
+    if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {p:.3}") }
+}
+
+/// The same under a heading that says p: `0.012`, `< 0.001`.
+pub fn bare_chance(p: f64) -> String {
+    chance(p).trim_start_matches("p ").trim_start_matches("= ").to_owned()
+}
+
 /// One way to search: its name, and the measures of the queries, in one order for all ways.
 pub struct Contender<'a> {
     pub name: &'a str,

@@ -50,7 +50,8 @@ pub fn same(rankings: &[(Metric, Vec<Ranked>)], depth: usize) -> Vec<SameRanking
     let queries = rankings.first().map_or(0, |(_, ranked)| ranked.len());
     let longest = rankings.iter().flat_map(|(_, ranked)| ranked).map(Vec::len).max().unwrap_or(0);
     let depth = depth.min(longest);
-    let groups = groups.into_iter().filter(|(_, metrics)| metrics.len() > 1);
+    // Of rankings without a hit nothing is known.
+    let groups = groups.into_iter().filter(|(_, metrics)| metrics.len() > 1 && depth > 0);
     groups.map(|(_, metrics)| SameRanking { metrics, depth, queries }).collect()
 }
 

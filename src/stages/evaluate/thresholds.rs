@@ -50,9 +50,9 @@ pub struct ThresholdPoint {
 pub struct BestThreshold {
     #[serde(flatten)]
     pub point: ThresholdPoint,
-    /// 95 %, bootstrapped over queries (percentiles), of the best threshold and of its F1.
-    pub threshold_interval: Interval,
-    pub f1_interval: Interval,
+    /// 95 %, bootstrapped over queries (percentiles), of the best threshold and of its F1; nothing of fewer than two queries.
+    pub threshold_interval: Option<Interval>,
+    pub f1_interval: Option<Interval>,
 }
 
 /// How the scores of right and of wrong hits are spread: bar i goes from `low + i × width` to the next.
@@ -80,8 +80,14 @@ impl Thresholds {
         let right = hits.iter().filter(|hit| hit.right).count();
         let all = points(&hits, &vec![1; queries.len()]);
         let best = best(&all).map(|point| {
-            let (thresholds, f1s) = redraw(&hits, queries.len());
-            BestThreshold { point, threshold_interval: middle(thresholds), f1_interval: middle(f1s) }
+            let (thresholds, f1s) = match queries.len() {
+                0 | 1 => (None, None),
+                several => {
+                    let (thresholds, f1s) = redraw(&hits, several);
+                    (Some(middle(thresholds)), Some(middle(f1s)))
+                }
+            };
+            BestThreshold { point, threshold_interval: thresholds, f1_interval: f1s }
         });
         Thresholds {
             k,
@@ -203,7 +209,7 @@ mod tests {
         close(best.point.precision, 1.0);
         close(best.point.recall, 0.75);
         close(best.point.f1, 6.0 / 7.0);
-        assert!(best.f1_interval.contains(best.point.f1), "{best:?}");
+        assert!(best.f1_interval.is_some_and(|f1| f1.contains(best.point.f1)), "{best:?}");
         let last = found.curve.last().expect("a curve");
         close(last.recall, 1.0);
         close(last.precision, 4.0 / 7.0);
@@ -216,6 +222,7 @@ mod tests {
     fn equal_scores_are_kept_or_dropped_together() {
         let found = Thresholds::of(&[vec![(1.5, true), (1.5, false)]], 10);
         assert_eq!(found.curve.len(), 1);
+        assert_eq!(found.best.and_then(|best| best.f1_interval), None, "of one query there is none");
         close(found.curve[0].precision, 0.5);
         assert_eq!(found.histogram.right, [1]);
     }

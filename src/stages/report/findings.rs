@@ -6,7 +6,7 @@ use super::table::{Table, decimal};
 use crate::metric::Metric;
 use crate::stages::evaluate::{
     Adjusted, Comparison, FEW_QUERIES, Interval, LabelError, Measure, Measures, MetricEvaluation,
-    ModeEvaluation, WithLeakage,
+    ModeEvaluation, WithLeakage, bare_chance, chance,
 };
 
 /// The verdict of one mode in a sentence or two.
@@ -70,11 +70,6 @@ pub fn range(interval: Interval) -> String {
     format!("{} to {}", decimal(interval.low), decimal(interval.high))
 }
 
-/// `p = 0.012`
-pub fn chance(p: f64) -> String {
-    if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {p:.3}") }
-}
-
 /// Metrics against each other.
 pub fn comparisons(comparisons: &[Comparison]) -> Table {
     let mut table = Table::new(&[
@@ -93,11 +88,16 @@ pub fn comparisons(comparisons: &[Comparison]) -> Table {
             decimal(comparison.difference),
             comparison.interval.map_or("-".to_owned(), range),
             format!("{}, {}, {}", comparison.wins, comparison.ties, comparison.losses),
-            chance(comparison.p_holm).trim_start_matches("p ").trim_start_matches("= ").to_owned(),
+            bare_chance(comparison.p_holm),
             if comparison.beyond_noise { "yes" } else { "no" }.to_owned(),
         ]);
     }
     table
+}
+
+/// `1 query`, `2 queries`
+pub fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 /// What is in the gallery and among the queries, and where that could not be looked for.
@@ -107,7 +107,12 @@ pub fn leakage(mode: &ModeEvaluation) -> String {
         .kinds
         .iter()
         .map(|kind| {
-            format!("{}: {} queries, {} gallery pictures", kind.kind.name(), kind.queries, kind.gallery)
+            let queries = count(kind.queries, "query", "queries");
+            format!(
+                "{}: {queries}, {}",
+                kind.kind.name(),
+                count(kind.gallery, "gallery picture", "gallery pictures")
+            )
         })
         .collect();
     let contrary = leakage.pairs.iter().filter(|pair| pair.labels_differ).count();
@@ -118,7 +123,7 @@ pub fn leakage(mode: &ModeEvaluation) -> String {
         sentences.push("No gallery picture is a copy or a near duplicate of a query.".to_owned());
     }
     if contrary > 0 {
-        sentences.push(format!("{contrary} of the listed pairs have different labels."));
+        sentences.push(format!("Of the listed pairs with different labels: {contrary}."));
     }
     if leakage.unhashed > 0 {
         sentences.push(format!(
@@ -165,11 +170,11 @@ pub fn thresholds(mode: &ModeEvaluation) -> Table {
         table.rows.push(vec![
             metric.metric.name().to_owned(),
             decimal(f64::from(best.point.threshold)),
-            range(best.threshold_interval),
+            best.threshold_interval.map_or("-".to_owned(), range),
             decimal(best.point.precision),
             decimal(best.point.recall),
             decimal(best.point.f1),
-            range(best.f1_interval),
+            best.f1_interval.map_or("-".to_owned(), range),
         ]);
     }
     table

@@ -1,7 +1,7 @@
 //! The gate as JUnit XML, which GitLab, Jenkins and GitHub's test reporters show: one test for each check.
 //!
 //! Without a gate there is one test, skipped: a file without tests is an error to Jenkins, and one that passes would claim
-//! that somebody had looked.
+//! that somebody had looked. A baseline that does not fit is a test that ends with an error.
 
 use std::io::{self, Write};
 
@@ -20,15 +20,17 @@ impl Exporter for Junit {
     fn write(&self, report: &RunReport, out: &mut dyn Write) -> io::Result<()> {
         let checks = &report.gate.checks;
         let count = |wanted: bool| checks.iter().filter(|check| check.passed == wanted).count().to_string();
-        let (tests, failures) = (checks.len().max(1).to_string(), count(false));
-        let skipped = if checks.is_empty() { "1" } else { "0" };
+        let incomparable = report.gate.incomparable.as_deref();
+        let errors = usize::from(incomparable.is_some());
+        let (tests, failures) = ((checks.len() + errors).max(1).to_string(), count(false));
+        let (errors, skipped) = (errors.to_string(), if report.gate.is_empty() { "1" } else { "0" });
         let name = format!("imagedex: {}", plain(&report.name));
         // Times are those of the checks, which take none; some readers stumble where they are missing.
         let counts = [
             ("name", name.as_str()),
             ("tests", &tests),
             ("failures", &failures),
-            ("errors", "0"),
+            ("errors", &errors),
             ("skipped", skipped),
             ("time", "0"),
         ];
@@ -38,8 +40,11 @@ impl Exporter for Junit {
         xml.create_element("testsuites").with_attributes(all).write_inner_content(|xml| {
             xml.create_element("testsuite").with_attributes(counts).write_inner_content(|xml| {
                 write_provenance(&report.provenance, xml)?;
-                if checks.is_empty() {
+                if report.gate.is_empty() {
                     return write_skipped(report, xml);
+                }
+                if let Some(reason) = incomparable {
+                    write_incomparable(report, reason, xml)?;
                 }
                 checks.iter().try_for_each(|check| write_check(report, check, xml))
             })?;
@@ -70,6 +75,18 @@ fn write_skipped(report: &RunReport, xml: &mut Xml) -> io::Result<()> {
     xml.create_element("testcase").with_attributes(attributes).write_inner_content(|xml| {
         let message = ("message", "the pipeline file sets no [gate], so nothing was checked");
         xml.create_element("skipped").with_attribute(message).write_empty().map(drop)
+    })?;
+    Ok(())
+}
+
+fn write_incomparable(report: &RunReport, reason: &str, xml: &mut Xml) -> io::Result<()> {
+    let class = class_part(&report.name);
+    let attributes = [("classname", class.as_str()), ("name", "baseline"), ("time", "0")];
+    xml.create_element("testcase").with_attributes(attributes).write_inner_content(|xml| {
+        let reason = plain(reason);
+        let attributes = [("type", "baseline"), ("message", reason.as_str())];
+        let error = xml.create_element("error").with_attributes(attributes);
+        error.write_text_content(BytesText::new(&reason)).map(drop)
     })?;
     Ok(())
 }
@@ -148,7 +165,9 @@ mod tests {
     fn junit(provenance: Value, checks: Vec<Check>) -> String {
         let report = RunReport::new("shop 1.2 <&\"'\u{1}\n>", provenance, Vec::new());
         let mut xml = Vec::new();
-        Junit.write(&report.with_gate(Verdict { checks }), &mut xml).expect("into memory");
+        Junit
+            .write(&report.with_gate(Verdict { checks, incomparable: None }), &mut xml)
+            .expect("into memory");
         String::from_utf8(xml).expect("UTF-8")
     }
 

@@ -50,15 +50,16 @@ fn write_gate(gate: &Verdict, out: &mut dyn Write) -> io::Result<()> {
     if gate.is_empty() {
         return Ok(());
     }
-    let (failures, all) = (gate.failures(), gate.checks.len());
-    if failures.is_empty() {
-        writeln!(out, "## Gate: {all} of {all} checks hold\n")?;
-    } else {
-        writeln!(out, "## Gate: FAILED, {} of {all} checks\n", failures.len())?;
-        for failure in failures {
-            writeln!(out, "- **{}**", escape(&failure))?;
-        }
+    writeln!(out, "## Gate: {}\n", gate.outcome())?;
+    let failures = gate.failures();
+    for failure in &failures {
+        writeln!(out, "- **{}**", escape(failure))?;
+    }
+    if !failures.is_empty() {
         writeln!(out)?;
+    }
+    if gate.checks.is_empty() {
+        return Ok(());
     }
     writeln!(out, "{}", checks(gate).markdown())
 }
@@ -130,7 +131,7 @@ fn write_mode(evaluation: &Evaluation, mode: &ModeEvaluation, out: &mut dyn Writ
     write_leakage(evaluation, mode, out)?;
     let thresholds = findings::thresholds(mode);
     if !thresholds.rows.is_empty() {
-        let k = evaluation.ks.last().copied().unwrap_or(1);
+        let k = evaluation.ks.last().copied().unwrap_or(1).min(evaluation.gallery.pictures);
         writeln!(
             out,
             "Threshold with the best F1, over the first {k} hits of each query (`search --threshold`):\n\n{}",
@@ -193,7 +194,11 @@ fn write_label_errors(evaluation: &Evaluation, out: &mut dyn Write) -> io::Resul
     if errors.is_empty() {
         return Ok(());
     }
-    writeln!(out, "**Label errors**: the same picture under different labels, {} times:\n", errors.len())?;
+    writeln!(
+        out,
+        "**Label errors**: the same picture under different labels, {}:\n",
+        findings::count(errors.len(), "time", "times")
+    )?;
     label_errors(evaluation).iter().try_for_each(|line| writeln!(out, "- {line}"))?;
     writeln!(out)
 }
@@ -209,7 +214,7 @@ pub(super) fn label_errors(evaluation: &Evaluation) -> Vec<String> {
 }
 
 pub(super) fn counted(queries: usize) -> String {
-    format!("{queries} {}", if queries == 1 { "query" } else { "queries" })
+    findings::count(queries, "query", "queries")
 }
 
 /// What a reader of the tables must know besides, a sentence each.
@@ -252,6 +257,13 @@ pub(super) fn notes(evaluation: &Evaluation, mode: &ModeEvaluation) -> Vec<Strin
     }
     notes.extend(mode.metrics.iter().filter_map(ties));
     notes.extend(mode.metrics.iter().filter_map(|metric| engine_recall(evaluation, metric)));
+    let others = evaluation.gallery.pictures.saturating_sub(usize::from(mode.mode == Mode::LeaveOneOut));
+    for k in evaluation.ks.iter().filter(|k| **k > others) {
+        notes.push(format!(
+            "There are only {others} pictures to find: P@{k} still divides by {k}, and cannot exceed {}.",
+            decimal(others as f64 / *k as f64)
+        ));
+    }
     for metric in mode.metrics.iter().filter(|metric| metric.depth < evaluation.gallery.pictures) {
         notes.push(format!("{}: MAP and MRR are over the first {} hits.", metric.metric, metric.depth));
     }
@@ -410,7 +422,7 @@ pub(super) fn engines(report: &RunReport) -> Table {
                 .iter()
                 .find(|timing| timing.engine == evaluation.engine && timing.metric == metric.metric);
             let time = |of: fn(&SearchTiming) -> f64| {
-                timing.map_or("-".to_owned(), |timing| format!("{:.2}", of(timing)))
+                timing.map_or("-".to_owned(), |timing| milliseconds(of(timing)))
             };
             table.rows.push(vec![
                 format!("{}, {}", escape(&evaluation.engine), metric.metric),
@@ -459,11 +471,16 @@ fn write_search_times(report: &RunReport, out: &mut dyn Write) -> io::Result<()>
 }
 
 /// A row for each engine and metric.
+/// Small galleries take microseconds.
+fn milliseconds(ms: f64) -> String {
+    if ms < 0.1 { format!("{ms:.3}") } else { format!("{ms:.2}") }
+}
+
 pub(super) fn search_times(report: &RunReport) -> Table {
     let header = ["engine, metric", "p50 ms", "p95 ms", "p99 ms", "queries/s", "queries/s, batched"];
     let mut table = Table::new(&header);
     for timing in &report.measured.search {
-        let [p50, p95, p99] = [timing.p50_ms, timing.p95_ms, timing.p99_ms].map(|ms| format!("{ms:.2}"));
+        let [p50, p95, p99] = [timing.p50_ms, timing.p95_ms, timing.p99_ms].map(milliseconds);
         table.rows.push(vec![
             format!("{}, {}", escape(&timing.engine), timing.metric),
             p50,

@@ -35,7 +35,7 @@ use crate::stages::scan::sha256_of;
 use crate::stages::store::sync_folder;
 use crate::stats::{Books, LoadBooks, StageStats};
 
-pub use findings::{chance, range};
+pub use findings::range;
 pub use html::{Html, Pictures, sweep_page};
 pub use junit::Junit;
 pub use markdown::{Markdown, escape};

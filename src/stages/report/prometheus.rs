@@ -200,7 +200,8 @@ fn write_report(report: &RunReport, text: &mut Text) {
         }),
     );
     let passed = report.gate.checks.iter().filter(|check| check.passed).count();
-    let results = [("passed", passed), ("failed", report.gate.checks.len() - passed)];
+    let failed = report.gate.checks.len() - passed + usize::from(report.gate.incomparable.is_some());
+    let results = [("passed", passed), ("failed", failed)];
     text.family(
         "imagedex_gate_checks",
         "Checks of the last run's gate.",

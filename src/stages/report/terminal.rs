@@ -2,7 +2,8 @@
 
 use std::io::{self, Write};
 
-use super::findings::{leakage, verdict};
+use super::findings::{count, leakage, verdict};
+use super::markdown::counted;
 use super::table::Table;
 use super::{EngineFailure, Exporter, RunReport};
 use crate::text::visible_lines;
@@ -18,10 +19,11 @@ impl Exporter for Terminal {
                 let pictures = evaluation.gallery.pictures;
                 writeln!(
                     out,
-                    "{}, {}: {} queries in {pictures} pictures",
+                    "{}, {}: {} in {}",
                     evaluation.engine,
                     mode.mode.name(),
-                    mode.queries.total
+                    counted(mode.queries.total),
+                    count(pictures, "picture", "pictures")
                 )?;
                 let table =
                     Table::of_metrics(&mode.metrics, &evaluation.ks, mode.queries.evaluated, |metric| {
@@ -39,8 +41,8 @@ impl Exporter for Terminal {
             if !evaluation.label_errors.is_empty() {
                 writeln!(
                     out,
-                    "the same picture under different labels: {} times",
-                    evaluation.label_errors.len()
+                    "the same picture under different labels: {}",
+                    count(evaluation.label_errors.len(), "time", "times")
                 )?;
             }
         }

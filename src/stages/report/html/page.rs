@@ -201,12 +201,9 @@ fn header(report: &RunReport, panels: &[Panel]) -> String {
             &format!("<p class=\"verdict\">{about}{}</p>\n", from_markdown(&findings::verdict(panel.mode)));
     }
     if !report.gate.is_empty() {
-        let (failed, all) = (report.gate.failures().len(), report.gate.checks.len());
-        let (class, text) = match failed {
-            0 => ("holds", format!("Gate: {all} of {all} checks hold")),
-            _ => ("fails", format!("Gate: FAILED, {failed} of {all} checks")),
-        };
-        html += &format!("<p><a class=\"badge {class}\" href=\"#gate\">{text}</a></p>\n");
+        let class = if report.gate.passed() { "holds" } else { "fails" };
+        let text = report.gate.outcome();
+        html += &format!("<p><a class=\"badge {class}\" href=\"#gate\">Gate: {text}</a></p>\n");
     }
     html + "</header>\n"
 }
@@ -589,7 +586,8 @@ fn leakage(panel: &Panel) -> String {
     let errors = evaluation.label_errors.len();
     if errors > 0 && evaluation.modes.first().map(|first| first.mode) == Some(mode.mode) {
         html += &format!(
-            "<h3>Label errors</h3>\n<p>The same picture under different labels, {errors} times:</p>\n"
+            "<h3>Label errors</h3>\n<p>The same picture under different labels, {}:</p>\n",
+            findings::count(errors, "time", "times")
         );
         html += &list("notes", &markdown::label_errors(evaluation));
     }
@@ -632,6 +630,9 @@ fn gate(report: &RunReport) -> Option<String> {
         .map(|failure| format!("<li><strong>{}</strong></li>\n", escape(failure)))
         .collect();
     let failures = if failures.is_empty() { failures } else { format!("<ul>\n{failures}</ul>\n") };
+    if report.gate.checks.is_empty() {
+        return Some(failures);
+    }
     Some(failures + &table(&markdown::checks(&report.gate), "Checks"))
 }
 
