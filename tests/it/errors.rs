@@ -197,6 +197,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             UnknownHit { engine: s(), id: s() }
             NoSupportedMetric { engine: s(), metrics: s() }
             Engine(engine())
+            Rankings { path: s(), reason: s() }
             Write { path: s(), reason: s() }
         }
         BaselineError {

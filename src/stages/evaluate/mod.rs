@@ -82,6 +82,9 @@ pub enum EvaluateError {
     NoSupportedMetric { engine: String, metrics: String },
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// `reason` ends with a remedy.
+    #[error("cannot write {path}: {reason}, or leave report.trec = false")]
+    Rankings { path: String, reason: String },
     /// A full disk, or no right to write.
     #[error("cannot write {path}: {reason}; free some space, or name another `work` folder")]
     Write { path: String, reason: String },
@@ -102,6 +105,7 @@ impl EvaluateError {
             | EvaluateError::Dimensions { .. }
             | EvaluateError::RepeatedId { .. }
             | EvaluateError::UnknownHit { .. }
+            | EvaluateError::Rankings { .. }
             | EvaluateError::Write { .. } => false,
         }
     }

@@ -138,10 +138,10 @@ impl RankingSink for TrecFolder {
         let name = format!("{system}.{}.run", mode.name());
         if hits.len() > DEEPEST {
             let reason = format!(
-                "{} hits of a query are more than trec_eval can keep in order; leave report.trec = false",
+                "{} hits of a query are more than trec_eval can keep in order; set evaluate.depth",
                 hits.len()
             );
-            return Err(EvaluateError::Write { path: self.folder.join(name).display().to_string(), reason });
+            return Err(EvaluateError::Rankings { path: self.folder.join(name).display().to_string(), reason });
         }
         let query = encode(query);
         let lines: String = (1..)
@@ -179,8 +179,8 @@ fn file_name(engine: &str) -> String {
 }
 
 fn cannot_write(path: &Path, error: &io::Error) -> EvaluateError {
-    let reason = format!("{error}; make room for it there, or leave report.trec = false");
-    EvaluateError::Write { path: path.display().to_string(), reason }
+    let reason = format!("{error}; make room for it there");
+    EvaluateError::Rankings { path: path.display().to_string(), reason }
 }
 
 #[cfg(test)]
