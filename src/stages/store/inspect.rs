@@ -401,6 +401,10 @@ pub(super) fn inspect_log(dir: &Path) -> Result<Vec<Problem>, StoreError> {
             problems.push(Problem { file, reason: MISSING.to_owned(), kind: Kind::Entry(version) });
         }
     }
+    if base.is_none() && last.is_none() {
+        let file = log.join(format!("{:020}.json", 0));
+        problems.push(Problem { file, reason: MISSING.to_owned(), kind: Kind::Entry(0) });
+    }
     Ok(problems)
 }
 
