@@ -323,7 +323,7 @@ fn a_parquet_manifest_is_read() {
 
     // Some damage makes the reader panic: that is an error as well, which names the file.
     let mut panics = 0;
-    for (at, bits) in (0..whole.len()).flat_map(|at| [0x01, 0x80, 0xff].map(|bits| (at, bits))) {
+    for (at, bits) in (0..whole.len()).step_by(4).flat_map(|at| [0x01, 0xff].map(|bits| (at, bits))) {
         let mut damaged = whole.clone();
         damaged[at] ^= bits;
         std::fs::write(&manifest, damaged).expect("writable");
