@@ -680,7 +680,7 @@ fn twins_are_known_by_bytes_pixels_or_looks_and_taken_out_for_all_queries() {
     let text = markdown(&RunReport::new("x", json!({}), vec![evaluation]));
     assert!(
         text.contains(
-            "**Leakage.** In the gallery and among the queries: same bytes: 1 queries, 1 gallery pictures"
+            "**Leakage.** In the gallery and among the queries: same bytes: 1 query, 1 gallery picture"
         ),
         "{text}"
     );
