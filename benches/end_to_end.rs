@@ -10,10 +10,11 @@ use std::time::Instant;
 
 use anyhow::Context;
 use imagedex::embedders::{self, EmbedError, Runtime};
+use imagedex::memory::Shares;
 use imagedex::models::card::{Card, ModelChoice};
 use imagedex::models::{Precision, Provider};
 use imagedex::stages::decode::{self, DecodeOptions, PictureOptions};
-use imagedex::stages::embed::{self, ChunkRule};
+use imagedex::stages::embed;
 use imagedex::stages::scan::{self, LabelRule, ScanOptions, Seen};
 
 /// Pictures of one measurement: some seconds of work in the fastest setting.
@@ -47,6 +48,7 @@ fn main() -> anyhow::Result<()> {
             resize: spec.resize,
             batch: spec.batch,
             threads,
+            shares: Shares::default(),
         };
         let go = AtomicBool::new(false);
         let (mut decode_s, mut model_s, mut whole_s) = (f64::MAX, f64::MAX, f64::MAX);
@@ -64,9 +66,7 @@ fn main() -> anyhow::Result<()> {
             }
             model_s = model_s.min(started.elapsed().as_secs_f64());
             let started = Instant::now();
-            embed::embed(embedder.as_mut(), &images, &options(threads), ChunkRule::default(), &go, |_| {
-                Ok::<(), EmbedError>(())
-            })?;
+            embed::embed(embedder.as_mut(), &images, &options(threads), &go, |_| Ok::<(), EmbedError>(()))?;
             whole_s = whole_s.min(started.elapsed().as_secs_f64());
         }
         let pictures = images.len() as f64;

@@ -84,7 +84,7 @@ fn store(criterion: &mut Criterion) {
         bencher.iter(|| runtime.block_on(filled.read(None)).expect("reads"));
     });
     group.bench_function("plan", |bencher| {
-        bencher.iter(|| runtime.block_on(filled.plan(&seen)).expect("compares"));
+        bencher.iter(|| runtime.block_on(filled.plan(seen.clone())).expect("compares"));
     });
     group.finish();
 }

@@ -16,6 +16,7 @@ use crate::engines::faiss::{self, FaissConfig, FaissSection};
 use crate::engines::hnsw::{self, HnswConfig};
 use crate::engines::milvus::{self, MilvusSection};
 use crate::engines::{EngineConfig, EngineName};
+use crate::memory::Bytes;
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
@@ -47,6 +48,7 @@ struct PipelineFile {
     name: Option<String>,
     work: Option<PathBuf>,
     cache: Option<PathBuf>,
+    memory: Option<Bytes>,
     input: InputFile,
     #[serde(default)]
     model: ModelFile,
@@ -366,6 +368,8 @@ pub struct PipelineConfig {
     pub work: PathBuf,
     /// `cache`: where set-up put the runtime and the models. Default: the user's cache folder.
     pub cache: Option<PathBuf>,
+    /// `memory`: what a run may take at most, such as `"1GiB"` (docs/memory.md). Default: as much as it takes.
+    pub memory: Option<Bytes>,
     pub input: Input,
     /// `model.card`: `vgg16` for the built-in one, or the path of a card.
     pub card: String,
@@ -587,6 +591,7 @@ impl PipelineFile {
             name,
             work,
             cache: self.cache,
+            memory: self.memory,
             input: Input {
                 gallery: self.input.gallery,
                 queries: self.input.queries,

@@ -4,6 +4,7 @@ use crate::config::ConfigError;
 use crate::engines::EngineError;
 use crate::exchange::ExchangeError;
 use crate::lock::LockError;
+use crate::memory::MemoryError;
 use crate::models::ModelError;
 use crate::sql::SqlError;
 use crate::stages::baseline::BaselineError;
@@ -56,7 +57,11 @@ impl Exit {
         if let Some(ScanError::Vanished { .. }) = cause.downcast_ref::<ScanError>() {
             return Some(Exit::Infrastructure);
         }
-        if cause.is::<ConfigError>() || cause.is::<UsageError>() || cause.is::<ScanError>() {
+        if cause.is::<ConfigError>()
+            || cause.is::<UsageError>()
+            || cause.is::<ScanError>()
+            || cause.is::<MemoryError>()
+        {
             return Some(Exit::Usage);
         }
         if let Some(error) = cause.downcast_ref::<LockError>() {

@@ -17,6 +17,7 @@ pub mod exit;
 pub mod interrupt;
 pub mod leftovers;
 pub mod lock;
+pub mod memory;
 pub mod panics;
 pub mod progress;
 pub mod setup;

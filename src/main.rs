@@ -7,12 +7,13 @@ use clap::Parser;
 use imagedex::cli::{Cli, LogFormat};
 use imagedex::exit::Exit;
 use imagedex::text::visible_message;
-use imagedex::{commands, interrupt};
+use imagedex::{commands, interrupt, memory};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::fmt::format::debug_fn;
 
 fn main() -> ExitCode {
+    memory::give_back();
     no_backtraces_in_errors();
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);

@@ -94,7 +94,7 @@ pub fn features(command: &Features) -> anyhow::Result<Exit> {
     let text = match command {
         Features::Export { file, pipeline } => {
             let config = PipelineConfig::load(&pipeline.pipeline, &pipeline.overrides.set)?;
-            let rows = runtime.block_on(exchange::export(&config.features, file))?;
+            let rows = runtime.block_on(exchange::export_within(config.memory, &config.features, file))?;
             format!("{}: {rows} rows\n", file.display())
         }
         Features::Import { file, table } => {

@@ -14,13 +14,14 @@ use crate::engines::{self, EngineConfig, EngineError, Query, Source, VectorIndex
 use crate::exchange;
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::STOP;
+use crate::memory::Shares;
 use crate::metric::Metric;
 use crate::models::card::{Card, ModelChoice};
 use crate::models::{self, ModelSpec};
 use crate::pipeline::{self, async_runtime};
 use crate::setup;
 use crate::stages::decode::{DecodeOptions, Exif, PictureOptions};
-use crate::stages::embed::{self, ChunkRule, EmbeddingBatch};
+use crate::stages::embed::{self, EmbeddingBatch};
 use crate::stages::scan::{self, LabelRule, ScanOptions, sha256_hex};
 use crate::stages::store::{CommitFacts, FeatureStore, Provenance};
 
@@ -60,7 +61,6 @@ pub fn index(args: &Index) -> anyhow::Result<Exit> {
         embedder.as_mut(),
         &seen,
         &picture_options(&spec),
-        ChunkRule::default(),
         &STOP,
         |chunk| -> anyhow::Result<()> { Ok(runtime.block_on(store.append(&chunk, &facts))?) },
     )?;
@@ -235,5 +235,6 @@ fn picture_options(spec: &ModelSpec) -> PictureOptions {
         resize: spec.resize,
         batch: spec.batch,
         threads: files::threads(),
+        shares: Shares::default(),
     }
 }

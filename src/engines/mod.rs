@@ -66,6 +66,24 @@ impl EngineConfig {
         matches!(self, EngineConfig::Elasticsearch(_) | EngineConfig::Milvus(_))
     }
 
+    /// Bytes that a vector of `dim` numbers takes in this process, about: none where a server holds it.
+    pub fn bytes_of_vector(&self, dim: usize) -> u64 {
+        /// Id, norms and row.
+        const BESIDE: usize = 96;
+        // `flat` scores what the others find, so they have it as well.
+        let vector = 4 * dim + BESIDE;
+        // Links to both sides, with room to grow.
+        let graph = |m: usize| 4 * dim + 16 * m;
+        let bytes = match self {
+            EngineConfig::Flat => vector,
+            EngineConfig::Hnsw(config) => vector + config.metrics.len() * graph(config.m),
+            // As of a graph of 32 neighbours, which most of FAISS' indexes stay below.
+            EngineConfig::Faiss(config) => vector + config.metrics.len() * graph(32),
+            EngineConfig::Elasticsearch(_) | EngineConfig::Milvus(_) => 0,
+        };
+        bytes as u64
+    }
+
     /// How many pictures the engine may refuse before a load fails.
     pub fn max_rejected(&self) -> Budget {
         match self {

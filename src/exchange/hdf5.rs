@@ -2,10 +2,10 @@
 //! dim]`, `dataset_2` the file names as byte strings padded with zeros to one length; no groups, attributes,
 //! chunks or compression.
 
-use std::io::Write;
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use hdf5_pure::{DType, File, FileBuilder, make_f64_type};
+use hdf5_pure::{DType, File, FileBuilder, Layout, make_f64_type};
 
 use super::{BATCH_ROWS, ExchangeError, imported_picture};
 use crate::stages::embed::EmbeddingBatch;
@@ -16,32 +16,25 @@ const FEATURES: &str = "dataset_1";
 const NAMES: &str = "dataset_2";
 
 pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, ExchangeError> {
-    let rows = store.count(Some(Split::Gallery)).await?;
-    if rows == 0 {
+    let names = store.ids(Split::Gallery).await?;
+    if names.is_empty() {
         return Err(ExchangeError::invalid(
             file,
             "the table has no gallery pictures, and HDF5 files hold nothing else",
         ));
     }
-    let mut features: Vec<u8> = Vec::with_capacity(rows * store.dim() * size_of::<f64>());
-    let mut names: Vec<String> = Vec::with_capacity(rows);
-    store
-        .for_each_batch::<StoreError>(Some(Split::Gallery), BATCH_ROWS, |batch| {
-            features.extend(batch.vectors.iter().flat_map(|&number| f64::from(number).to_le_bytes()));
-            names.extend(batch.pictures.iter().map(|picture| picture.id.clone()));
-            Ok(())
-        })
-        .await?;
-
     let failed = |error: hdf5_pure::Error| match error {
         hdf5_pure::Error::Io(error) => ExchangeError::Store(StoreError::io(file, &error)),
         error => ExchangeError::invalid(file, error),
     };
-    let shape = [rows as u64, store.dim() as u64];
+    let shape = [names.len() as u64, store.dim() as u64];
     let mut builder = FileBuilder::new();
+    // The library takes a dataset as a whole. It gets zeros that the system has not given memory for yet, and writing them does
+    // not change that; the numbers take their place in the file part by part.
+    let zeros = vec![0; names.len() * store.dim() * size_of::<f64>()];
     builder
         .create_dataset(FEATURES)
-        .with_raw_data(make_f64_type(), features, shape[0] * shape[1])
+        .with_raw_data(make_f64_type(), zeros, shape[0] * shape[1])
         .with_shape(&shape);
     let texts: Vec<&str> = names.iter().map(String::as_str).collect();
     let dataset = builder.create_dataset(NAMES);
@@ -52,12 +45,28 @@ pub(super) async fn export(store: &FeatureStore, file: &Path) -> Result<usize, E
         dataset.with_strings(&texts)
     };
     named.map_err(|error| ExchangeError::invalid(file, error))?;
-
+    let io = ExchangeError::io(file);
     let mut out = NewFile::create(file)?;
     builder.finish_to(&mut out).map_err(failed)?;
-    out.flush().map_err(ExchangeError::io(file))?;
-    out.finish()?;
-    Ok(rows)
+
+    let written = File::open_streaming(out.path()).map_err(failed)?;
+    let layout = written.dataset(FEATURES).and_then(|features| features.layout()).map_err(failed)?;
+    let Layout::Contiguous { address: Some(address), .. } = layout else {
+        return Err(ExchangeError::invalid(file, format!("{FEATURES} was laid out as {layout:?}")));
+    };
+    drop(written);
+    out.seek(SeekFrom::Start(address)).map_err(&io)?;
+    let mut out = BufWriter::new(out);
+    store
+        .for_each_row_of::<ExchangeError>(Split::Gallery, &names, BATCH_ROWS, |batch| {
+            for &number in &batch.vectors {
+                out.write_all(&f64::from(number).to_le_bytes()).map_err(&io)?;
+            }
+            Ok(())
+        })
+        .await?;
+    out.into_inner().map_err(|error| io(error.into_error()))?.finish()?;
+    Ok(names.len())
 }
 
 /// Floats of any width, strings of fixed or variable length. Numbers are rounded to float32, which is what

@@ -25,6 +25,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use crate::lock::{LockError, TableLock};
+use crate::memory::{Bytes, Ledger, MemoryError};
 use crate::panics;
 use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
@@ -48,6 +49,8 @@ pub enum ExchangeError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Lock(#[from] LockError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
 }
 
 impl ExchangeError {
@@ -73,7 +76,7 @@ impl ExchangeError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileFormat {
     /// `dataset_1`: float64 `[n, dim]`; `dataset_2`: the ids as byte strings of one length. The gallery
-    /// alone, as there is no column for the split. Held in memory as a whole: 8 bytes for each number.
+    /// alone, as there is no column for the split. Held in memory are the ids.
     Hdf5,
     /// float32 `[n, dim]`, and the other columns, row by row, in `<name>.rows.parquet` beside it.
     Npy,
@@ -99,11 +102,27 @@ impl FileFormat {
 /// Writes the feature table in the folder `features` to `file`, in the format of its ending; returns the
 /// number of rows.
 ///
-/// The file takes its place when it is complete. Memory is bounded, save for HDF5.
+/// The file takes its place when it is complete. In memory are the ids, and some thousand rows.
 pub async fn export(features: &Path, file: &Path) -> Result<usize, ExchangeError> {
+    export_within(None, features, file).await
+}
+
+/// The same within a budget.
+pub async fn export_within(
+    budget: Option<Bytes>,
+    features: &Path,
+    file: &Path,
+) -> Result<usize, ExchangeError> {
     let format = FileFormat::of(file)?;
     let Some(store) = FeatureStore::open(features).await? else {
         return Err(ExchangeError::NoTable { path: features.display().to_string() });
+    };
+    let store = match budget {
+        None => store,
+        Some(budget) => {
+            let rows = store.count(None).await?;
+            store.within(Ledger::for_table(budget, rows)?.shares())
+        }
     };
     store.check_sums()?;
     match format {

@@ -82,7 +82,8 @@ impl Writer {
     }
 
     pub(super) fn write(&mut self, batch: &EmbeddingBatch) -> Result<(), ExchangeError> {
-        let rows = to_record_batch(batch, &self.fingerprint, 0).project(&self.columns.places());
+        let rows =
+            to_record_batch(batch, 0..batch.len(), &self.fingerprint, 0).project(&self.columns.places());
         let rows = rows.map_err(|error| ExchangeError::invalid(&self.path, error))?;
         self.writer.write(&rows).map_err(|error| StoreError::writing(&self.path, &error))?;
         Ok(())

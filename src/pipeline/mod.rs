@@ -22,12 +22,13 @@ use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
 use crate::leftovers;
 use crate::lock::{TableLock, WorkLock};
+use crate::memory::{self, Ledger, Shares};
 use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
 use crate::setup;
 use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
-use crate::stages::embed::{self, ChunkRule};
+use crate::stages::embed;
 use crate::stages::evaluate::{self, Evaluation};
 use crate::stages::gate::Verdict;
 use crate::stages::preprocess::{self, ImageBatch};
@@ -284,6 +285,8 @@ pub struct Extracted {
     /// What made the vectors; and the program's version.
     provenance: Value,
     table_version: u64,
+    /// The budget, and what became of it.
+    memory: Option<memory::Record>,
     exit: Exit,
 }
 
@@ -299,6 +302,8 @@ pub struct Run<'a> {
 impl<'a> Run<'a> {
     /// A run that may write.
     pub fn start(config: &'a PipelineConfig) -> anyhow::Result<Run<'a>> {
+        // A budget that is too little is known before anything is done.
+        Ledger::open(config.memory)?;
         let lock = WorkLock::take(&config.work)?;
         leftovers::sweep(&config.work, &config.features);
         Ok(Run { _lock: Some(lock), ..Run::look(config)? })
@@ -355,7 +360,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn picture_options(&self, spec: &ModelSpec) -> PictureOptions {
+    fn picture_options(&self, spec: &ModelSpec, shares: Shares) -> PictureOptions {
         let input = &self.config.input;
         PictureOptions {
             decode: DecodeOptions { exif: input.exif, max_pixels: input.max_pixels },
@@ -363,6 +368,7 @@ impl<'a> Run<'a> {
             resize: spec.resize,
             batch: spec.batch,
             threads: self.config.threads,
+            shares,
         }
     }
 
@@ -393,6 +399,7 @@ impl<'a> Run<'a> {
 
     fn extract_locked(&self) -> anyhow::Result<Extracted> {
         let mut stages = StageClock::default();
+        let mut ledger = Ledger::open(self.config.memory)?;
         let spec = self.model_spec()?;
         let scan = stages.time("scan", || self.scan())?;
         let (scanned, found, skipped) = (scan.scanned(), scan.images.len(), scan.skipped);
@@ -401,6 +408,7 @@ impl<'a> Run<'a> {
             let list: Vec<_> = skipped.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
             tracing::info!("passed over files that are no pictures: {}", list.join(", "));
         }
+        ledger.expect(format!("the list of {found} pictures"), found as u64 * LISTED_BYTES)?;
         let (mut failures, folders) = (scan.failures, scan.folders);
         let (seen, unreadable) = stages.time("hash", || scan::hash(scan.images, &STOP));
         stages.count(found, seen.len());
@@ -408,9 +416,12 @@ impl<'a> Run<'a> {
             folders.check()?;
         }
         failures.extend(unreadable);
-        let mut store = self.open_store(&spec)?;
-        let plan = stages.time("plan", || self.block_on(store.plan(&seen)))?;
-        stages.count(seen.len(), plan.to_embed());
+        let mut store = self.open_store(&spec)?.within(ledger.shares());
+        let readable = seen.len();
+        let plan = stages.time("plan", || self.block_on(store.plan(seen)))?;
+        stages.count(readable, plan.to_embed());
+        ledger.note(format!("the list of {found} pictures"));
+        store = store.within(ledger.share(0)?);
         let mut embedded = 0;
         let mut interrupted = interrupt::is_set();
         // What an interrupted run has not looked at is not gone.
@@ -431,14 +442,22 @@ impl<'a> Run<'a> {
                 let mut embedder = stages.time("start the model", || self.embedder(spec.clone()))?;
                 tracing::info!("embedding {} pictures with {}", plan.to_embed(), embedder.describe());
                 facts.0["runtime"] = json!(embedder.describe());
-                let options = self.picture_options(&spec);
+                if ledger.is_limited() {
+                    // What the model takes shows when it works.
+                    embedder.embed(blank(&spec))?;
+                    ledger.note("the model");
+                }
+                let batch = spec.batch as u64 * u64::from(spec.side).pow(2) * 3;
+                let shares = ledger.share(batch)?;
+                ledger.log();
+                store = store.within(shares);
+                let options = self.picture_options(&spec, shares);
                 for (images, is_new) in [(&plan.embed_new, true), (&plan.embed_changed, false)] {
                     let started = Instant::now();
                     let done = embed::embed(
                         embedder.as_mut(),
                         images,
                         &options,
-                        ChunkRule::default(),
                         &STOP,
                         |chunk| -> anyhow::Result<()> {
                             tracing::debug!("stage store");
@@ -489,7 +508,8 @@ impl<'a> Run<'a> {
             self.budget(&failures, books.scanned)
         };
         let provenance = provenance(&store);
-        Ok(Extracted { books, failures, stages, provenance, table_version: store.version(), exit })
+        let table_version = store.version();
+        Ok(Extracted { books, failures, stages, provenance, table_version, memory: ledger.record(), exit })
     }
 
     /// Says which pictures failed, and whether they are too many.
@@ -519,11 +539,14 @@ impl<'a> Run<'a> {
     fn stored(&self) -> anyhow::Result<FeatureStore> {
         let features = &self.config.features;
         let store = self.block_on(FeatureStore::open(features))?;
-        store.ok_or_else(|| {
+        let Some(store) = store else {
             let reason =
                 format!("{} holds no features yet; run `imagedex extract` first", features.display());
-            UsageError(reason).into()
-        })
+            return Err(UsageError(reason).into());
+        };
+        let Some(budget) = self.config.memory else { return Ok(store) };
+        let rows = self.block_on(store.count(None))?;
+        Ok(store.within(Ledger::for_table(budget, rows)?.shares()))
     }
 
     /// The classes of gallery pictures, by id. Ids that the table does not hold are left out.
@@ -606,12 +629,13 @@ impl<'a> Run<'a> {
 
     /// Writes `run.json`, the books of this run, and gives its exit code.
     fn close(&self, extracted: Extracted) -> anyhow::Result<Exit> {
-        let Extracted { books, failures, stages, provenance, table_version, exit } = extracted;
+        let Extracted { books, failures, stages, provenance, table_version, memory, exit } = extracted;
         let record = RunRecord {
             books: Some(books),
             failures: report::count_by_kind(&failures),
             stages: stages.done,
             table_version: Some(table_version),
+            memory: memory.map(memory::Record::ended),
             ..RunRecord::new(&self.config.name, exit as i32, provenance)
         };
         record.write(&self.run_file())?;
@@ -652,6 +676,7 @@ impl<'a> Run<'a> {
                 stages: StageClock::default(),
                 provenance: provenance(&store),
                 table_version: store.version(),
+                memory: None,
                 exit: Exit::Done,
             });
         }
@@ -665,6 +690,7 @@ impl<'a> Run<'a> {
             },
             provenance: record.provenance,
             table_version: record.table_version.unwrap_or_default(),
+            memory: None,
             exit: Exit::Done,
         })
     }
@@ -674,7 +700,7 @@ impl<'a> Run<'a> {
         let spec = self.model_spec()?;
         self.open_existing(&spec)?;
         let mut embedder = self.embedder(spec.clone())?;
-        embed_one(embedder.as_mut(), &self.picture_options(&spec), path, bytes)
+        embed_one(embedder.as_mut(), &self.picture_options(&spec, Shares::default()), path, bytes)
     }
 
     /// Refuses a search with other settings than the table's.
@@ -696,6 +722,25 @@ impl<'a> Run<'a> {
             Ok(())
         })
     }
+}
+
+/// Bytes for each picture that was found: its id, path, class and hash, and what they are compared by.
+const LISTED_BYTES: u64 = 600;
+
+/// A picture without content, for a model to warm up on.
+fn blank(spec: &ModelSpec) -> ImageBatch {
+    let picture = Picture {
+        id: "blank".to_owned(),
+        split: Split::Query,
+        label: None,
+        sha256: String::new(),
+        pixel_sha256: String::new(),
+        dhash: 0,
+        width: spec.side,
+        height: spec.side,
+        format: String::new(),
+    };
+    ImageBatch { pictures: vec![picture], pixels: vec![0; (spec.side as usize).pow(2) * 3] }
 }
 
 /// Refuses a table that an interrupted extract left: part of the pictures would pass for all.

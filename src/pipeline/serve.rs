@@ -13,6 +13,7 @@ use crate::engines::flat::Nearest;
 use crate::engines::{self, EngineConfig, EngineError, Filter, Hit, Query, VectorIndex};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt;
+use crate::memory::Ledger;
 use crate::models::card::Card;
 use crate::stages::baseline::Baseline;
 use crate::stages::embed::EmbeddingBatch;
@@ -26,6 +27,9 @@ use crate::stages::store::FeatureStore;
 
 /// Rows that a search reads at a time: of 512 numbers some 100 MB with what is made of them.
 const PART_ROWS: usize = 16_384;
+
+/// Bytes for each picture that is evaluated, beside its vector: its facts, and its place in a ranking.
+const EVALUATED_BYTES: u64 = 600;
 
 /// Engines that are ready to be loaded, and those that dropped out.
 pub struct Engines {
@@ -190,6 +194,24 @@ impl Run<'_> {
         Ok(load::load(self.runtime.handle(), &store, index, config.max_rejected(), &dead_letters)?)
     }
 
+    /// Refuses an engine that would not fit into the budget; `test_set`: beside the pictures that are evaluated.
+    fn expect(&self, config: &EngineConfig, test_set: bool) -> anyhow::Result<()> {
+        let Some(budget) = self.config.memory else { return Ok(()) };
+        let store = self.stored()?;
+        let count = |split| self.block_on(store.count(split));
+        let (rows, gallery) = (count(None)?, count(Some(Split::Gallery))? as u64);
+        let mut ledger = Ledger::for_table(budget, rows)?;
+        if test_set {
+            let row = 4 * store.dim() as u64 + EVALUATED_BYTES;
+            ledger.reserve(format!("{rows} pictures to evaluate"), rows as u64 * row);
+        }
+        ledger.expect(
+            format!("the vectors in {}", config.name()),
+            gallery * config.bytes_of_vector(store.dim()),
+        )?;
+        Ok(())
+    }
+
     /// Feature table → every engine. `then` gets each that is loaded.
     pub fn load_each(
         &self,
@@ -198,7 +220,7 @@ impl Run<'_> {
     ) -> anyhow::Result<()> {
         let Engines { ready, mut dropped } = engines;
         for (config, index) in ready {
-            match self.load(&config, index) {
+            match self.expect(&config, false).and_then(|()| self.load(&config, index)) {
                 Ok(loaded) => then(&loaded)?,
                 Err(error) => dropped.note(config.name(), error)?,
             }
@@ -230,7 +252,8 @@ impl Run<'_> {
             let name = config.name();
             let stage = if dropped.is_alone { "load".to_owned() } else { format!("load: {name}") };
             let started = Instant::now();
-            let loaded = stages.time(&stage, || self.load(&config, index));
+            let loaded = self.expect(&config, test_set.is_none());
+            let loaded = stages.time(&stage, || loaded.and_then(|()| self.load(&config, index)));
             let mut loaded = match loaded {
                 Ok(loaded) => loaded,
                 Err(error) => {

@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::preprocess::{self, ImageBatch};
+use super::room::{self, Room};
 use super::scan::{Seen, Split, sha256_hex};
+use crate::memory::{Bytes, Shares};
 use crate::models::Resize;
 
 /// RGB pixels of one picture, as large as the file holds it.
@@ -135,6 +137,13 @@ pub enum DecodeError {
     /// The file is far longer than any picture within the limit. Raise the limit only for files you trust.
     #[error("a file of {bytes} bytes is more than pictures of {max} pixels need; see input.max_pixels")]
     TooLong { bytes: u64, max: u64 },
+    /// The budget of the pipeline file has no room for a picture of this size, even alone.
+    #[error(
+        "it takes {} to be decoded, more than the {} that memory leaves for pictures; raise memory",
+        Bytes(*bytes),
+        Bytes(*most)
+    )]
+    NoRoom { bytes: u64, most: u64 },
 }
 
 impl DecodeError {
@@ -146,7 +155,9 @@ impl DecodeError {
             DecodeError::Unsupported(_) => "unsupported",
             DecodeError::Truncated => "truncated",
             DecodeError::Corrupt(_) => "corrupt",
-            DecodeError::TooLarge { .. } | DecodeError::TooLong { .. } => "too_large",
+            DecodeError::TooLarge { .. } | DecodeError::TooLong { .. } | DecodeError::NoRoom { .. } => {
+                "too_large"
+            }
         }
     }
 }
@@ -478,6 +489,8 @@ pub struct PictureOptions {
     pub batch: usize,
     /// Threads that decode; 0 for one a core.
     pub threads: usize,
+    /// What may be in memory at a time.
+    pub shares: Shares,
 }
 
 /// A batch, and what failed on the way to it.
@@ -492,7 +505,8 @@ pub struct Decoded {
 ///
 /// Files are taken up one by one, so that a large one keeps only one thread busy, and up to a batch of them beyond the
 /// one that is being handed out: while `send` waits for the model, the next batch gets ready. In memory are thus at most
-/// two batches of resized pictures, and one decoded picture per thread.
+/// two batches of resized pictures, and one decoded picture per thread; large ones wait for one another where the budget
+/// gives them less [room](super::room) than they take together.
 ///
 /// Ends when `send` returns false. When `stop` is set no further file is taken up; what was is still handed out.
 pub fn batches(
@@ -501,12 +515,14 @@ pub fn batches(
     stop: &AtomicBool,
     mut send: impl FnMut(Decoded) -> bool,
 ) {
+    let room = options.shares.decoding.map(Room::new);
+    let room = room.as_ref();
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("decode-{i}"));
     let Ok(pool) = pool.build() else {
         // The system refuses further threads: the work is done on this one.
         let images = images.iter().take_while(|_| !stop.load(Ordering::Relaxed));
-        let mut results = images.map(|seen| picture(seen, options));
+        let mut results = images.map(|seen| picture(seen, options, room));
         while let Some(decoded) = next_batch(options.batch, || results.next()) {
             if !send(decoded) {
                 break;
@@ -530,7 +546,7 @@ pub fn batches(
                     scope.spawn_fifo(move |_| {
                         if !abandoned.load(Ordering::Relaxed) {
                             // The receiver lives as long as this scope's body; after that nobody wants the result.
-                            let _ = finished.send((index, picture(seen, options)));
+                            let _ = finished.send((index, picture(seen, options, room)));
                         }
                     });
                     slots.push_back(None);
@@ -574,7 +590,7 @@ fn next_batch(size: usize, mut next: impl FnMut() -> Option<Result<Row, Failure>
 }
 
 /// One file → its facts and its pixels.
-fn picture(seen: &Seen, options: &PictureOptions) -> Result<Row, Failure> {
+fn picture(seen: &Seen, options: &PictureOptions, room: Option<&Room>) -> Result<Row, Failure> {
     let image = &seen.image;
     let fail = |stage: &str, kind: &str, reason: String| Failure {
         path: image.id.clone(),
@@ -589,6 +605,14 @@ fn picture(seen: &Seen, options: &PictureOptions) -> Result<Row, Failure> {
     if length > byte_limit(options.decode.max_pixels) {
         return Err(unusable(DecodeError::TooLong { bytes: length, max: options.decode.max_pixels }));
     }
+    let _place = match room {
+        None => None,
+        Some(room) => {
+            let bytes = room::bytes_of(&image.path, &options.decode).map_err(unreadable)?;
+            let place = room.take(bytes).ok_or(DecodeError::NoRoom { bytes, most: room.size() });
+            Some(place.map_err(unusable)?)
+        }
+    };
     let bytes = std::fs::read(&image.path).map_err(unreadable)?;
     let prepare = || {
         let decoded = decode(&bytes, &options.decode)?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::decode::{self, Decoded, Failure, Picture, PictureOptions};
 use super::scan::Seen;
 use crate::embedders::{EmbedError, Embedder};
+use crate::memory::Shares;
 use crate::progress::Progress;
 
 /// Pictures with their vectors: what the store writes, what it reads back, and what engines load.
@@ -73,23 +74,21 @@ impl EmbeddingBatch {
     }
 }
 
-/// Batches that wait between decoding and the model: enough that neither waits for the other's hiccups.
-const QUEUE: usize = 4;
-
 /// When the open chunk is handed to the store: kill -9 loses at most this much work.
 #[derive(Debug, Clone, Copy)]
-pub struct ChunkRule {
-    /// Rows of the first chunk; each further one is twice as large, up to `most`: a table likes few large files, and a chunk is
-    /// in memory twice while it is written.
-    pub first: usize,
-    pub most: usize,
+struct ChunkRule {
+    /// Rows of the first chunk; each further one is twice as large, up to `most`: a table likes few large files.
+    first: usize,
+    most: usize,
     /// A chunk older than this is handed over whatever its size.
-    pub age: Duration,
+    age: Duration,
 }
 
-impl Default for ChunkRule {
-    fn default() -> Self {
-        ChunkRule { first: 4_096, most: 32_768, age: Duration::from_secs(120) }
+impl ChunkRule {
+    /// For rows of `dim` numbers within a share of memory.
+    fn within(shares: Shares, dim: usize) -> ChunkRule {
+        let most = shares.rows(dim);
+        ChunkRule { first: most.min(4_096), most, age: Duration::from_secs(120) }
     }
 }
 
@@ -112,7 +111,6 @@ pub fn embed<E: From<EmbedError>>(
     embedder: &mut dyn Embedder,
     images: &[Seen],
     options: &PictureOptions,
-    chunks: ChunkRule,
     stop: &AtomicBool,
     mut commit: impl FnMut(EmbeddingBatch) -> Result<(), E>,
 ) -> Result<Embedded, E> {
@@ -120,8 +118,9 @@ pub fn embed<E: From<EmbedError>>(
     let mut embedded = Embedded::default();
     let mut open = EmbeddingBatch::default();
     let mut opened = Instant::now();
+    let chunks = ChunkRule::within(options.shares, embedder.spec().dim);
     let mut size = chunks.first;
-    let (send, receive) = crossbeam_channel::bounded::<Decoded>(QUEUE);
+    let (send, receive) = crossbeam_channel::bounded::<Decoded>(options.shares.queue);
     std::thread::scope(|scope| {
         // Moved into the scope: an early return drops it, and the decoder ends at its next `send`.
         let receive = receive;

@@ -8,5 +8,6 @@ pub mod gate;
 pub mod load;
 pub mod preprocess;
 pub mod report;
+mod room;
 pub mod scan;
 pub mod store;

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 
 use image::{DynamicImage, ImageFormat, RgbImage};
+use imagedex::memory::Shares;
 use imagedex::models::Resize;
 use imagedex::stages::decode::{self, DecodeError, DecodeOptions, DecodedImage, Exif, PictureOptions};
 use imagedex::stages::scan::{self, LabelRule, Scan, ScanError, ScanOptions, Seen, Split};
@@ -494,6 +495,7 @@ fn batches_are_the_same_at_any_thread_count() {
             resize: Resize::Bilinear,
             batch: 8,
             threads,
+            shares: Shares::default(),
         };
         let mut all = Vec::new();
         decode::batches(&seen, &options, &go, |decoded| {
@@ -519,6 +521,7 @@ fn batches_are_the_same_at_any_thread_count() {
         resize: Resize::Nearest,
         batch: 8,
         threads: 2,
+        shares: Shares::default(),
     };
     decode::batches(&seen, &options, &go, |_| {
         count += 1;
@@ -542,6 +545,7 @@ fn a_file_that_vanished_since_the_scan_is_a_failure() {
         resize: Resize::Nearest,
         batch: 8,
         threads: 1,
+        shares: Shares::default(),
     };
     let mut failures = Vec::new();
     decode::batches(&seen, &options, &go, |decoded| {
@@ -566,6 +570,7 @@ fn a_file_that_changed_since_the_scan_carries_the_hash_of_what_was_decoded() {
         resize: Resize::Nearest,
         batch: 8,
         threads: 1,
+        shares: Shares::default(),
     };
     let mut pictures = Vec::new();
     decode::batches(&seen, &options, &go, |decoded| {

@@ -15,6 +15,7 @@ use imagedex::engines::EngineError;
 use imagedex::exchange::ExchangeError;
 use imagedex::exit::{Exit, UsageError};
 use imagedex::lock::LockError;
+use imagedex::memory::{Bytes, MemoryError};
 use imagedex::metric::Metric;
 use imagedex::models::ModelError;
 use imagedex::setup::{Purpose, SetupError};
@@ -30,8 +31,9 @@ use imagedex::stages::store::{Differences, StoreError};
 use crate::support::{Shop, cache, imagedex, root, said};
 
 /// The error types in the order of a run, and the file of each.
-const TYPES: [(&str, &str); 15] = [
+const TYPES: [(&str, &str); 16] = [
     ("ConfigError", "src/config.rs"),
+    ("MemoryError", "src/memory.rs"),
     ("LockError", "src/lock.rs"),
     ("ScanError", "src/stages/scan/mod.rs"),
     ("DecodeError", "src/stages/decode.rs"),
@@ -129,6 +131,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Parse { origin: s(), reason: s() }
             Value { origin: s(), key: s(), reason: s() }
         }
+        MemoryError { TooLittle { budget: Bytes(1), needs: s(), least: Bytes(2) } NotMeasured() }
         LockError { Held { path: s().into() } TableHeld { path: s().into() } TableIo { path: s().into(), reason: io() } Io { path: s().into(), reason: io() } }
         ScanError {
             Unreadable { what: "", path: s().into(), reason: io() }
@@ -228,6 +231,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Invalid { path: s(), reason: s() }
             Store(store())
             Lock(LockError::Held { path: s().into() })
+            Memory(MemoryError::NotMeasured)
         }
         SetupError {
             MissingTool { tool: "", why: s(), install: "" }
@@ -248,6 +252,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Corrupt(s())
             TooLarge { width: 1, height: 1, max: 0 }
             TooLong { bytes: 1, max: 0 }
+            NoRoom { bytes: 1, most: 0 }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the program takes at most, as the operating system counts it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +9,12 @@ use std::process::Command;
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use image::ImageFormat;
-use imagedex::stages::store::read_failures;
+use imagedex::exchange;
+use imagedex::stages::decode::Picture;
+use imagedex::stages::embed::EmbeddingBatch;
+use imagedex::stages::scan::Split;
+use imagedex::stages::store::{CommitFacts, FeatureStore, Provenance, read_failures};
+use serde_json::json;
 
 use crate::bad_input::{encoded, photo};
 use crate::models::mean_colour;
@@ -16,7 +22,7 @@ use crate::support::{Said, Shop, cache};
 
 /// Runs a command on the pipeline file: what it said, and the bytes that it took at most.
 #[allow(clippy::zombie_processes, reason = "`wait4` waits for it, and tells its memory")]
-fn run(shop: &Shop, command: &[&str]) -> (Said, u64) {
+fn run<S: AsRef<OsStr>>(shop: &Shop, command: &[S]) -> (Said, u64) {
     let (out, err) = (shop.path("out"), shop.path("err"));
     let file = |path: &Path| std::fs::File::create(path).expect("writable");
     let mut program = Command::new(env!("CARGO_BIN_EXE_imagedex"));
@@ -45,6 +51,20 @@ fn shop(pictures: u32) -> Shop {
         shop.picture(&format!("gallery/good/{seed:02}.png"), seed);
     }
     shop
+}
+
+/// The same with a budget on top of the pipeline file.
+fn within(shop: &Shop, text: &str, budget: &str) -> (Said, u64) {
+    shop.pipeline(&format!("memory = '{budget}'\n{text}"));
+    run(shop, &["extract"])
+}
+
+/// The budget that an error asks for, in bytes and as it says it.
+fn asked_for(said: &Said) -> (u64, String) {
+    let (_, text) = said.err.split_once("set memory to \"").expect("the error names a budget that would do");
+    let text = text.split('"').next().expect("its end");
+    let mib: u64 = text.strip_suffix("MiB").expect("in MiB").parse().expect("a number");
+    (mib << 20, text.to_owned())
 }
 
 /// So many zeros, deflated to a thousandth.
@@ -180,4 +200,135 @@ fn a_bomb_costs_a_failure_row_and_no_memory() {
     let more = peak.saturating_sub(usual) / 1_000_000;
     eprintln!("peak {} MB with bombs, {} MB without", peak / 1_000_000, usual / 1_000_000);
     assert!(more < 150, "{more} MB more than {} MB without bombs", usual / 1_000_000);
+}
+
+#[test]
+fn large_pictures_wait_for_one_another_within_a_budget() {
+    const BUDGET: u64 = 512 << 20;
+    let shop = shop(4);
+    std::fs::create_dir(shop.path("gallery/large")).expect("writable");
+    for number in 0..10_u8 {
+        let picture = png(4_000, 8, Some((b"tEXt", vec![b'n', 0, b'0' + number])));
+        std::fs::write(shop.path(&format!("gallery/large/{number}.png")), picture).expect("writable");
+    }
+    let rest =
+        std::fs::read_to_string(shop.path("shop.toml")).expect("readable") + "[runtime]\nthreads = 8\n";
+    shop.pipeline(&rest);
+    let (said, without) = run(&shop, &["extract"]);
+    said.exits(0);
+    std::fs::remove_dir_all(shop.path("runs")).expect("writable");
+    let (said, peak) = within(&shop, &rest, "512MiB");
+    said.exits(0);
+    eprintln!("peak {} MB within 537 MB, {} MB without a budget", peak / 1_000_000, without / 1_000_000);
+    let record = shop.run_json();
+    assert_eq!(record["books"]["stored"], 14, "{record}");
+    assert_eq!(record["memory"]["budget"], BUDGET);
+    assert!(peak <= BUDGET, "{peak} bytes; {}", record["memory"]);
+    assert!(without > BUDGET, "it takes {without} bytes without a budget, so this test shows nothing");
+
+    // A picture that does not fit even alone is a failure that says so.
+    std::fs::write(shop.path("gallery/large/giant.png"), png(9_900, 8, None)).expect("writable");
+    let (said, peak) = within(&shop, &rest, "512MiB");
+    said.exits(0);
+    let failures = read_failures(&shop.path("runs/shop/failures.parquet")).expect("failures");
+    let [giant] = &failures[..] else { panic!("{failures:?}") };
+    assert_eq!((giant.path.as_str(), giant.kind.as_str()), ("large/giant.png", "too_large"));
+    assert!(giant.reason.contains("raise memory"), "{}", giant.reason);
+    assert!(peak <= BUDGET, "{peak} bytes");
+}
+
+#[test]
+fn too_little_is_refused_and_what_the_error_asks_for_is_enough() {
+    let shop = shop(12);
+    let rest = std::fs::read_to_string(shop.path("shop.toml")).expect("readable");
+    for wrong in ["1", "many", "0MiB"] {
+        let (said, _) = within(&shop, &rest, wrong);
+        said.exits(2).complains("memory").complains("\"512MiB\"");
+    }
+    let (said, _) = within(&shop, &rest, "48MiB");
+    let said = said.exits(2).complains("memory = \"48MiB\" is too little").complains("for the program");
+    assert!(!shop.path("runs/shop").exists(), "refused before any work");
+    // What the model takes shows when it is there: the program may ask once more, and then has enough.
+    let (mut budget, mut text) = asked_for(&said);
+    for round in 0.. {
+        let (said, peak) = within(&shop, &rest, &text);
+        if said.code == 0 {
+            eprintln!("peak {} MB of {text}", peak / 1_000_000);
+            assert!(peak <= budget, "{peak} bytes of {budget}");
+            break;
+        }
+        let asked = asked_for(&said.exits(2));
+        assert!(round < 3 && asked.0 > budget, "{text}, and then {}", asked.1);
+        (budget, text) = asked;
+    }
+}
+
+/// Rows without pictures.
+fn rows(numbers: std::ops::Range<usize>, dim: usize) -> EmbeddingBatch {
+    let picture = |number| Picture {
+        id: format!("{number:06}.jpg"),
+        split: Split::Gallery,
+        label: Some("a".into()),
+        sha256: String::new(),
+        pixel_sha256: String::new(),
+        dhash: 0,
+        width: 0,
+        height: 0,
+        format: String::new(),
+    };
+    // xorshift64: numbers that do not compress away.
+    let mut state = numbers.start as u64 + 1;
+    let number = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 24) as f32
+    };
+    EmbeddingBatch {
+        norms: vec![1.0; numbers.len()],
+        dim,
+        vectors: std::iter::repeat_with(number).take(numbers.len() * dim).collect(),
+        pictures: numbers.map(picture).collect(),
+    }
+}
+
+#[tokio::test]
+async fn a_table_larger_than_the_budget_is_exported_and_not_loaded() {
+    const ROWS: usize = 96_000;
+    const DIM: usize = 1_024;
+    const BUDGET: u64 = 320 << 20;
+    let shop = shop(0);
+    let table = shop.path("features");
+    let provenance = Provenance { fingerprint: "imported:f".into(), dim: DIM, facts: json!({}) };
+    let mut store = FeatureStore::open_or_create(&table, &provenance).await.expect("made");
+    for start in (0..ROWS).step_by(8_000) {
+        store.append(&rows(start..start + 8_000, DIM), &CommitFacts::default()).await.expect("written");
+    }
+    drop(store);
+    shop.pipeline("memory = '320MiB'\n[input]\ngallery = 'gallery'\n[features]\ntable = 'features'\n");
+
+    for name in ["f.npy", "f.h5", "f.parquet"] {
+        let file = shop.path(name);
+        let (said, peak) = run(&shop, &["features".as_ref(), "export".as_ref(), file.as_os_str()]);
+        said.exits(0);
+        let length = std::fs::metadata(&file).expect("written").len();
+        eprintln!(
+            "{name}: peak {} MB of {} MB, a file of {} MB",
+            peak / 1_000_000,
+            BUDGET / 1_000_000,
+            length / 1_000_000
+        );
+        assert!(peak <= BUDGET, "{name}: {peak} bytes");
+        assert!(length > BUDGET, "{name}: {length} bytes fit, so this test shows nothing");
+    }
+    // The first and the last row are at their places.
+    let back = exchange::read(&shop.path("f.h5")).expect("readable");
+    let last = rows(ROWS - 8_000..ROWS, DIM);
+    assert_eq!(back.len(), ROWS);
+    assert_eq!(back.vectors[..DIM], rows(0..1, DIM).vectors);
+    assert_eq!(back.vectors[(ROWS - 1) * DIM..], last.vectors[7_999 * DIM..]);
+
+    let (said, peak) = run(&shop, &["load"]);
+    let said = said.exits(2).complains("MiB for the vectors in flat");
+    assert!(peak < asked_for(&said).0 / 2, "{peak} bytes were taken all the same");
 }

@@ -80,7 +80,7 @@ pub async fn open(dir: &Path) -> FeatureStore {
 async fn run(dir: &Path, shots: &[Shot<'_>]) -> Plan {
     let mut store = open(dir).await;
     let pictures: Vec<Seen> = shots.iter().copied().map(seen).collect();
-    let plan = store.plan(&pictures).await.unwrap();
+    let plan = store.plan(pictures.clone()).await.unwrap();
     store.apply(&plan.reuse, &plan.delete, &facts()).await.unwrap();
     store.append(&embed(&plan.embed_new), &facts()).await.unwrap();
     store.replace(&embed(&plan.embed_changed), &facts()).await.unwrap();
@@ -224,7 +224,7 @@ async fn a_killed_run_goes_on_where_it_was() {
     let pictures: Vec<Seen> = shots.into_iter().map(seen).collect();
     {
         let mut store = open(dir.path()).await;
-        let plan = store.plan(&pictures).await.unwrap();
+        let plan = store.plan(pictures.clone()).await.unwrap();
         store.append(&embed(&plan.embed_new[..2]), &facts()).await.unwrap();
     }
     let plan = run(dir.path(), &shots).await;
@@ -245,7 +245,7 @@ async fn duplicates_are_refused() {
     run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
     let mut store = open(dir.path()).await;
     let twice = [seen((Gallery, "b.jpg", "", "B")), seen((Gallery, "b.jpg", "", "C"))];
-    assert!(matches!(store.plan(&twice).await, Err(StoreError::Duplicate { .. })));
+    assert!(matches!(store.plan(twice.to_vec()).await, Err(StoreError::Duplicate { .. })));
     for batch in [embed(&twice), embed(&[seen((Gallery, "a.jpg", "", "A"))])] {
         let error = store.append(&batch, &facts()).await.unwrap_err();
         assert!(matches!(error, StoreError::Duplicate { .. }), "{error}");
@@ -326,7 +326,7 @@ async fn a_cut_off_or_missing_file_is_named() {
             matches!(&error, StoreError::Damaged { file, .. } if file.ends_with(name)),
             "{what}: {error}"
         );
-        let error = store.plan(&[seen((Gallery, "a.jpg", "", "A"))]).await.unwrap_err();
+        let error = store.plan(vec![seen((Gallery, "a.jpg", "", "A"))]).await.unwrap_err();
         assert!(matches!(&error, StoreError::Damaged { .. }), "{what}: {error}");
     }
 }
@@ -354,7 +354,7 @@ async fn half_of_a_large_gallery_is_not_deleted_unasked() {
     let store = open(dir.path()).await;
     let check = async |shots: &[Shot<'_>], allowed: Option<Budget>| {
         let pictures: Vec<Seen> = shots.iter().copied().map(seen).collect();
-        let plan = store.plan(&pictures).await.unwrap();
+        let plan = store.plan(pictures.clone()).await.unwrap();
         plan.check_deletions(allowed, |split| if split == Gallery { 120 } else { 0 })
     };
     assert!(check(&shots[..60], None).await.is_ok());
@@ -385,7 +385,7 @@ async fn compaction_keeps_rows_and_order_and_settles() {
     assert!(!store.compact(&facts()).await.unwrap());
     assert_eq!(store.version(), version);
     assert_eq!(rows(dir.path()).await, embed(&pictures));
-    assert!(open(dir.path()).await.plan(&pictures).await.unwrap().is_empty());
+    assert!(open(dir.path()).await.plan(pictures.clone()).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -418,7 +418,7 @@ async fn what_turned_out_undecodable_is_taken_out_afterwards() {
     run(dir.path(), &[(Gallery, "a.jpg", "", "A"), (Gallery, "b.jpg", "", "B")]).await;
     let mut store = open(dir.path()).await;
     let plan = store
-        .plan(&[seen((Gallery, "a.jpg", "", "broken")), seen((Gallery, "b.jpg", "", "B"))])
+        .plan(vec![seen((Gallery, "a.jpg", "", "broken")), seen((Gallery, "b.jpg", "", "B"))])
         .await
         .unwrap();
     assert_eq!(names(&plan.embed_changed), ["a.jpg"]);
@@ -434,7 +434,7 @@ async fn a_source_that_changed_in_between_is_noticed() {
     run(dir.path(), &[(Gallery, "a.jpg", "", "A")]).await;
     let mut store = open(dir.path()).await;
     let pictures = [seen((Gallery, "a.jpg", "", "A2")), seen((Gallery, "b.jpg", "", "A"))];
-    let plan = store.plan(&pictures).await.unwrap();
+    let plan = store.plan(pictures.to_vec()).await.unwrap();
     store.replace(&embed(&plan.embed_changed), &facts()).await.unwrap();
     let error = store.apply(&plan.reuse, &plan.delete, &facts()).await.unwrap_err();
     assert!(error.to_string().contains("run again"), "{error}");

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use imagedex::embedders::{self, EmbedError, Runtime};
+use imagedex::memory::Shares;
 use imagedex::models::card::{Card, ModelChoice};
 use imagedex::models::{Pooling, Resize};
 use imagedex::stages::decode::{DecodeOptions, Exif, PictureOptions};
-use imagedex::stages::embed::{self, ChunkRule};
+use imagedex::stages::embed;
 use imagedex::stages::scan::{self, LabelRule, ScanOptions};
 use serde_json::Value;
 
@@ -216,6 +217,7 @@ fn in_this_process(pair: &Pair<'_>) -> Vec<String> {
         resize: Resize::Nearest,
         batch: choice.batch,
         threads: 2,
+        shares: Shares::default(),
     };
     let scanning =
         ScanOptions { gallery: pair.pictures(), queries: None, label: LabelRule::Folder, outside: false };
@@ -228,7 +230,7 @@ fn in_this_process(pair: &Pair<'_>) -> Vec<String> {
         let spec = card.resolve(&cache().join("models"), &choice).expect("resolved");
         let mut embedder = embedders::open(spec, &runtime).expect("opens");
         let mut stored = 0;
-        embed::embed(embedder.as_mut(), &seen, &options, ChunkRule::default(), &stop, |chunk| {
+        embed::embed(embedder.as_mut(), &seen, &options, &stop, |chunk| {
             stored += chunk.len();
             Ok::<(), EmbedError>(())
         })

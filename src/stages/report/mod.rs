@@ -28,6 +28,7 @@ use serde_json::Value;
 use tempfile::NamedTempFile;
 
 use crate::engines::Footprint;
+use crate::memory::Record;
 use crate::stages::decode::Failure;
 use crate::stages::evaluate::{Evaluation, SearchTiming, read_per_query};
 use crate::stages::gate::Verdict;
@@ -273,6 +274,9 @@ pub struct RunRecord {
     pub stages: Vec<StageStats>,
     /// Version of the feature table after the run; a run that changes nothing leaves it as it was.
     pub table_version: Option<u64>,
+    /// Where the pipeline file has a budget.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Record>,
 }
 
 impl RunRecord {
@@ -287,6 +291,7 @@ impl RunRecord {
             failures: BTreeMap::new(),
             stages: Vec::new(),
             table_version: None,
+            memory: None,
         }
     }
 

@@ -2,7 +2,7 @@
 //! history.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,6 +99,11 @@ impl NewFile {
         Ok(NewFile { temporary, path: path.to_owned() })
     }
 
+    /// Where it is as long as it is not complete.
+    pub(crate) fn path(&self) -> &Path {
+        self.temporary.path()
+    }
+
     /// Flushes it to the disk, puts it in its place, and flushes its name.
     pub(crate) fn finish(self) -> Result<(), StoreError> {
         let NewFile { temporary, path } = self;
@@ -117,6 +122,12 @@ impl Write for NewFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.temporary.flush()
+    }
+}
+
+impl Seek for NewFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.temporary.seek(to)
     }
 }
 

@@ -42,6 +42,8 @@ use deltalake::{DeltaTable, DeltaTableBuilder, DeltaTableError};
 use serde_json::Value;
 use url::Url;
 
+use crate::memory::Shares;
+
 pub use changes::Changes;
 pub(crate) use durable::{make_folder, sync_folder};
 pub use error::{Difference, Differences, StoreError};
@@ -86,9 +88,16 @@ pub struct FeatureStore {
     /// Made up by Delta when the table was created; another table has another.
     id: String,
     provenance: Provenance,
+    /// What reading and writing may hold.
+    shares: Shares,
 }
 
 impl FeatureStore {
+    /// The same table, read and written within these shares of a memory budget.
+    pub fn within(self, shares: Shares) -> FeatureStore {
+        FeatureStore { shares, ..self }
+    }
+
     /// Opens the table in `dir`; `None` where there is none yet (no folder, or an empty one).
     ///
     /// Errors: a folder with other files in it, a table of another program or of another version, an
@@ -177,7 +186,7 @@ impl FeatureStore {
     fn of(dir: &Path, table: DeltaTable, provenance: Provenance) -> Result<FeatureStore, StoreError> {
         let snapshot = table.snapshot().map_err(|error| StoreError::delta(dir, error))?;
         let id = snapshot.metadata().id().to_owned();
-        Ok(FeatureStore { dir: dir.to_owned(), table, id, provenance })
+        Ok(FeatureStore { dir: dir.to_owned(), table, id, provenance, shares: Shares::default() })
     }
 
     /// Refuses a fingerprint other than the table's, and says what differs.

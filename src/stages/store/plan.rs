@@ -1,17 +1,18 @@
 //! What was seen against what is stored: which pictures are new, changed, moved, relabelled or gone.
 //!
-//! DataFusion joins the two, reading the table's short columns alone; vectors are touched only where they are
-//! copied.
+//! The table's short columns are read past the list of what was seen, not joined with it: a join would hold both a second
+//! time. Vectors are touched only where they are copied.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use datafusion::arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array,
+    Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::{DataType, UInt64Type};
-use datafusion::prelude::SessionContext;
+use datafusion::arrow::datatypes::DataType;
+use futures::StreamExt;
 
 use super::rewrite::Op;
 use super::write::now_us;
@@ -103,10 +104,40 @@ impl FeatureStore {
     ///
     /// A stored picture that is not in `seen` counts as gone, so leave out only what is gone or can no longer
     /// be read. Errors: two pictures with one key.
-    pub async fn plan(&self, seen: &[Seen]) -> Result<Plan, StoreError> {
-        let mut keys = HashSet::with_capacity(seen.len());
-        for Seen { image, .. } in seen {
-            if !keys.insert((image.split, image.id.as_str())) {
+    ///
+    /// Memory: the keys, and what is left of `seen`. The table is read batch by batch.
+    pub async fn plan(&self, seen: Vec<Seen>) -> Result<Plan, StoreError> {
+        let mut plan = Plan::default();
+        let became = self.compare(&seen, &mut plan.delete).await?;
+        let sources = self.sources(&seen, &became).await?;
+        for (seen, became) in seen.into_iter().zip(became) {
+            let source = sources.get(&seen.sha256);
+            match (became, source) {
+                (Became::Unchanged, _) => plan.unchanged += 1,
+                (Became::Relabelled, _) => {
+                    plan.relabelled += 1;
+                    let own = (seen.image.split, seen.image.id.clone());
+                    plan.reuse.push(Reuse { image: seen.image, sha256: seen.sha256, source: own });
+                }
+                (_, Some(source)) => {
+                    plan.reuse.push(Reuse { image: seen.image, sha256: seen.sha256, source: source.clone() })
+                }
+                (Became::New, None) => plan.embed_new.push(seen),
+                (Became::Changed, None) => plan.embed_changed.push(seen),
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What became of each picture since it was stored; keys that are stored and were not seen go to `gone`, ordered.
+    async fn compare(
+        &self,
+        seen: &[Seen],
+        gone: &mut Vec<(Split, String)>,
+    ) -> Result<Vec<Became>, StoreError> {
+        let mut rows = HashMap::with_capacity(seen.len());
+        for (row, Seen { image, .. }) in seen.iter().enumerate() {
+            if rows.insert((image.split, image.id.as_str()), row).is_some() {
                 return Err(StoreError::Duplicate {
                     split: image.split.name(),
                     id: image.id.clone(),
@@ -114,72 +145,80 @@ impl FeatureStore {
                 });
             }
         }
-        let context = self.context().await?;
-        context
-            .register_batch("seen", seen_rows(seen))
-            .map_err(|error| StoreError::datafusion(self.dir(), error))?;
-        let found = Differing::read(&self.collect(context.sql(DIFFERING).await).await?)
-            .map_err(|error| self.failed(error))?;
-        let unchanged = seen.len() - found.new.len() - found.changed.len() - found.relabelled.len();
-
-        let sources = if found.new.is_empty() && found.changed.is_empty() {
-            HashMap::new()
-        } else {
-            self.sources(&context, seen, &found).await?
-        };
-        let mut plan =
-            Plan { unchanged, relabelled: found.relabelled.len(), delete: found.gone, ..Default::default() };
-        let reuse = |row: usize, source: (Split, String)| Reuse {
-            image: seen[row].image.clone(),
-            sha256: seen[row].sha256.clone(),
-            source,
-        };
-        for &row in &found.new {
-            match sources.get(&seen[row].sha256) {
-                Some(source) => plan.reuse.push(reuse(row, source.clone())),
-                None => plan.embed_new.push(seen[row].clone()),
+        let mut became = vec![Became::New; seen.len()];
+        self.for_each_part(&["split", "id", "sha256", "label"], |part| {
+            let [split, id, sha256, label] = [0, 1, 2, 3].map(|column| text(part, column));
+            let (split, id, sha256, label) = (split?, id?, sha256?, label?);
+            for i in 0..part.num_rows() {
+                let Some(split) = parse_split(split.value(i)) else { continue };
+                let Some(&row) = rows.get(&(split, id.value(i))) else {
+                    gone.push((split, id.value(i).to_owned()));
+                    continue;
+                };
+                let now = &seen[row];
+                became[row] = if sha256.is_null(i) || sha256.value(i) != now.sha256 {
+                    Became::Changed
+                } else if label.is_valid(i).then(|| label.value(i)) != now.image.label.as_deref() {
+                    Became::Relabelled
+                } else {
+                    Became::Unchanged
+                };
             }
-        }
-        for &row in &found.changed {
-            match sources.get(&seen[row].sha256) {
-                Some(source) => plan.reuse.push(reuse(row, source.clone())),
-                None => plan.embed_changed.push(seen[row].clone()),
-            }
-        }
-        for &row in &found.relabelled {
-            plan.reuse.push(reuse(row, (seen[row].image.split, seen[row].image.id.clone())));
-        }
-        Ok(plan)
+            Ok(())
+        })
+        .await?;
+        gone.sort();
+        Ok(became)
     }
 
     /// For the bytes of new and changed pictures: the first row, by key, that holds their vector now.
     async fn sources(
         &self,
-        context: &SessionContext,
         seen: &[Seen],
-        found: &Differing,
+        became: &[Became],
     ) -> Result<HashMap<String, (Split, String)>, StoreError> {
-        let wanted: HashSet<&str> =
-            found.new.iter().chain(&found.changed).map(|&row| seen[row].sha256.as_str()).collect();
-        // An empty hash is what imported rows have: it says nothing.
-        let wanted = StringArray::from_iter_values(wanted.into_iter().filter(|sha256| !sha256.is_empty()));
-        let wanted = RecordBatch::try_from_iter([("sha256", Arc::new(wanted) as ArrayRef)])
-            .map_err(|error| self.failed(error))?;
-        context
-            .register_batch("wanted", wanted)
-            .map_err(|error| StoreError::datafusion(self.dir(), error))?;
+        let wanted: HashSet<&str> = seen
+            .iter()
+            .zip(became)
+            .filter(|(_, became)| matches!(became, Became::New | Became::Changed))
+            .map(|(seen, _)| seen.sha256.as_str())
+            // An empty hash is what imported rows have: it says nothing.
+            .filter(|sha256| !sha256.is_empty())
+            .collect();
         let mut sources = HashMap::new();
-        for rows in self.collect(context.sql(SOURCES).await).await? {
-            let (sha256, split, id) = (text(&rows, 0)?, text(&rows, 1)?, text(&rows, 2)?);
-            for row in 0..rows.num_rows() {
-                if let Some(split) = parse_split(split.value(row)) {
-                    sources
-                        .entry(sha256.value(row).to_owned())
-                        .or_insert_with(|| (split, id.value(row).to_owned()));
+        if wanted.is_empty() {
+            return Ok(sources);
+        }
+        self.for_each_part(&["sha256", "split", "id"], |part| {
+            let (sha256, split, id) = (text(part, 0)?, text(part, 1)?, text(part, 2)?);
+            for row in (0..part.num_rows()).filter(|&row| wanted.contains(sha256.value(row))) {
+                let Some(split) = parse_split(split.value(row)) else { continue };
+                let key = (split, id.value(row).to_owned());
+                match sources.entry(sha256.value(row).to_owned()) {
+                    Entry::Vacant(entry) => drop(entry.insert(key)),
+                    Entry::Occupied(mut first) if key < *first.get() => drop(first.insert(key)),
+                    Entry::Occupied(_) => {}
                 }
             }
-        }
+            Ok(())
+        })
+        .await?;
         Ok(sources)
+    }
+
+    /// Hands columns of the whole table to `f`, batch by batch, in no order.
+    async fn for_each_part(
+        &self,
+        columns: &[&str],
+        mut f: impl FnMut(&RecordBatch) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let rows = self.features(None).await?.select_columns(columns);
+        let rows = rows.map_err(|error| StoreError::datafusion(self.dir(), error))?;
+        let mut rows = rows.execute_stream().await.map_err(|error| self.read_error(error))?;
+        while let Some(part) = rows.next().await {
+            f(&part.map_err(|error| self.read_error(error))?)?;
+        }
+        Ok(())
     }
 
     /// Copies vectors to their new keys and deletes what is gone, in one commit; none where there is nothing
@@ -221,21 +260,6 @@ impl FeatureStore {
     }
 }
 
-/// Every key whose row is not as it was seen. `row` counts the pictures seen and is null for a row that was
-/// not.
-const DIFFERING: &str = "
-    SELECT seen.row AS row, stored.split AS split, stored.id AS id,
-           (stored.id IS NOT NULL) AND (stored.sha256 IS DISTINCT FROM seen.sha256) AS changed
-    FROM seen FULL JOIN (SELECT split, id, sha256, label FROM features) AS stored
-         ON stored.split = seen.split AND stored.id = seen.id
-    WHERE (seen.row IS NULL) OR (stored.id IS NULL)
-          OR (stored.sha256 IS DISTINCT FROM seen.sha256) OR (stored.label IS DISTINCT FROM seen.label)";
-
-const SOURCES: &str = "
-    SELECT features.sha256, features.split, features.id
-    FROM features JOIN wanted ON wanted.sha256 = features.sha256
-    ORDER BY features.split, features.id";
-
 const LOST_SOURCES: &str = "
     SELECT ops.split, ops.id
     FROM ops LEFT JOIN (SELECT split, id, sha256 FROM features) AS stored
@@ -250,40 +274,16 @@ const COPIES: &str = "
          ON stored.split = ops.source_split AND stored.id = ops.source_id AND stored.sha256 = ops.sha256
     WHERE ops.op = 'put'";
 
-/// The rows of [`DIFFERING`], by kind; numbers are places in the list of pictures seen, ascending.
-#[derive(Debug, Default)]
-struct Differing {
-    new: Vec<usize>,
-    changed: Vec<usize>,
-    relabelled: Vec<usize>,
-    gone: Vec<(Split, String)>,
-}
-
-impl Differing {
-    fn read(batches: &[RecordBatch]) -> Result<Differing, StoreError> {
-        let mut found = Differing::default();
-        for rows in batches {
-            let row = rows.column(0).as_primitive::<UInt64Type>();
-            let (split, id) = (text(rows, 1)?, text(rows, 2)?);
-            let changed: &BooleanArray = rows.column(3).as_boolean();
-            for i in 0..rows.num_rows() {
-                let seen = row.is_valid(i).then(|| row.value(i) as usize);
-                match seen {
-                    None => found
-                        .gone
-                        .extend(parse_split(split.value(i)).map(|split| (split, id.value(i).to_owned()))),
-                    Some(row) if id.is_null(i) => found.new.push(row),
-                    Some(row) if changed.value(i) => found.changed.push(row),
-                    Some(row) => found.relabelled.push(row),
-                }
-            }
-        }
-        found.new.sort_unstable();
-        found.changed.sort_unstable();
-        found.relabelled.sort_unstable();
-        found.gone.sort();
-        Ok(found)
-    }
+/// A picture that was seen, beside the row that is stored under its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Became {
+    /// There is no such row.
+    New,
+    /// It has other bytes.
+    Changed,
+    /// It has another class, and the same bytes.
+    Relabelled,
+    Unchanged,
 }
 
 pub(super) fn text(rows: &RecordBatch, column: usize) -> Result<StringArray, StoreError> {
@@ -291,21 +291,6 @@ pub(super) fn text(rows: &RecordBatch, column: usize) -> Result<StringArray, Sto
     let column = cast(rows.column(column), &DataType::Utf8)
         .map_err(|error| StoreError::Failed { path: format!("column {name}"), reason: error.to_string() })?;
     Ok(column.as_string::<i32>().clone())
-}
-
-fn seen_rows(seen: &[Seen]) -> RecordBatch {
-    let text = |get: fn(&Seen) -> &str| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values(seen.iter().map(get)))
-    };
-    let columns: [(&str, ArrayRef); 5] = [
-        ("row", Arc::new(UInt64Array::from_iter_values(0..seen.len() as u64))),
-        ("split", text(|seen| seen.image.split.name())),
-        ("id", text(|seen| &seen.image.id)),
-        ("label", Arc::new(StringArray::from_iter(seen.iter().map(|seen| seen.image.label.as_deref())))),
-        ("sha256", text(|seen| &seen.sha256)),
-    ];
-    RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)))
-        .expect("five columns of one length")
 }
 
 /// One row for each copy and each deletion; `source_*` and `sha256` are null for a deletion.

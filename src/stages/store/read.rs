@@ -10,7 +10,7 @@ use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
-use datafusion::prelude::{Expr, JoinType, SessionContext, col, lit};
+use datafusion::prelude::{Expr, JoinType, SessionConfig, SessionContext, col, lit};
 use futures::StreamExt;
 
 use super::inspect::read_parquet;
@@ -19,13 +19,15 @@ use super::{COLUMNS, FeatureStore, StoreError, first_key};
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
 
-/// Pictures that [`FeatureStore::for_each_row_of`] holds at a time: 64 MiB of vectors with 512 numbers each.
-const BAND_ROWS: usize = 32_768;
-
 impl FeatureStore {
     /// The table for a query of one's own, under the name `features`.
     pub async fn context(&self) -> Result<SessionContext, StoreError> {
-        let context = SessionContext::new();
+        let mut config = SessionConfig::new()
+            .with_target_partitions(1)
+            .with_batch_size(self.shares.batch_rows(self.dim()));
+        // A join holds its left side; the table is always put on the right.
+        config.options_mut().optimizer.join_reordering = false;
+        let context = SessionContext::new_with_config(config);
         self.register(&context).await?;
         Ok(context)
     }
@@ -58,8 +60,8 @@ impl FeatureStore {
         self.read_rows(self.features(split.map(is_split)).await?, rows).await
     }
 
-    /// Hands all rows to `f`, ordered by (`split`, `id`), `batch_rows` at a time (the last of a split may be
-    /// shorter). Memory is bounded as in [`for_each_row_of`](FeatureStore::for_each_row_of).
+    /// Hands all rows to `f`, ordered by (`split`, `id`), at most `batch_rows` at a time. Memory is bounded as in
+    /// [`for_each_row_of`](FeatureStore::for_each_row_of).
     pub async fn for_each_batch<E: From<StoreError>>(
         &self,
         split: Option<Split>,
@@ -72,11 +74,10 @@ impl FeatureStore {
         Ok(())
     }
 
-    /// Hands the rows of `ids`, which are ascending and unique, to `f`: in that order, `batch_rows` at a time (the last
-    /// may be shorter).
+    /// Hands the rows of `ids`, which are ascending and unique, to `f`: in that order, at most `batch_rows` at a time.
     ///
-    /// Bounded memory: rows are read in bands of [`BAND_ROWS`]. As pictures are written in the order of their ids, most
-    /// files and row groups outside of a band's first and last id are skipped unread.
+    /// Bounded memory: rows are read in bands of [`Shares::rows`](crate::memory::Shares::rows). As pictures are written in the
+    /// order of their ids, most files and row groups outside of a band's first and last id are skipped unread.
     ///
     /// Errors, besides those of reading and of `f`: an id that the split does not hold.
     pub async fn for_each_row_of<E: From<StoreError>>(
@@ -86,9 +87,14 @@ impl FeatureStore {
         batch_rows: usize,
         mut f: impl FnMut(&EmbeddingBatch) -> Result<(), E>,
     ) -> Result<(), E> {
-        let batch_rows = batch_rows.max(1);
-        for band in ids.chunks(BAND_ROWS.div_ceil(batch_rows) * batch_rows) {
+        let band_rows = self.shares.rows(self.dim());
+        let batch_rows = batch_rows.clamp(1, band_rows);
+        for band in ids.chunks(band_rows / batch_rows * batch_rows) {
             let rows = self.read_band(split, band).await?;
+            if rows.len() <= batch_rows {
+                f(&rows)?;
+                continue;
+            }
             for start in (0..rows.len()).step_by(batch_rows) {
                 f(&slice(&rows, start, batch_rows.min(rows.len() - start)))?;
             }
@@ -224,7 +230,7 @@ impl FeatureStore {
         Ok(files.map(|((file, size), rows)| (file, size, rows)).collect())
     }
 
-    async fn features(&self, filter: Option<Expr>) -> Result<DataFrame, StoreError> {
+    pub(super) async fn features(&self, filter: Option<Expr>) -> Result<DataFrame, StoreError> {
         let context = self.context().await?;
         let table = context.table("features").await.and_then(|table| match filter {
             Some(filter) => table.filter(filter),

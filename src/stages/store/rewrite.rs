@@ -5,7 +5,7 @@
 //! without them, row group by row group, and the new rows follow in the order given. What a newcomer would get wrong: a commit
 //! with change data is read from its change data alone, so every row that comes or goes must be in it, new ones too.
 //!
-//! Memory: the keys, and one row group for each of the two files that are being written (some 70 MB with 512 numbers).
+//! Memory: the keys, and one row group for each of the two files that are being written (some 20 MB with 512 numbers).
 
 use std::collections::{HashMap, HashSet};
 use std::fs::Permissions;
@@ -21,7 +21,7 @@ use datafusion::arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::dataframe::DataFrame;
 use deltalake::kernel::transaction::CommitBuilder;
 use deltalake::kernel::{Action, Add, AddCDCFile};
-use deltalake::protocol::DeltaOperation;
+use deltalake::protocol::{DeltaOperation, SaveMode};
 use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -105,16 +105,7 @@ impl FeatureStore {
                 changes.write(&with_column(&part, CHANGE_TYPE, Arc::new(kinds)))?;
             }
         }
-        actions.extend(rows.finish()?.into_iter().map(|file| {
-            Action::Add(Add {
-                path: file.path,
-                size: file.size,
-                modification_time: now_us() / 1_000,
-                data_change: true,
-                stats: Some(file.statistics),
-                ..Add::default()
-            })
-        }));
+        actions.extend(rows.finish()?.into_iter().map(Written::added));
         actions.extend(changes.finish()?.into_iter().map(|file| {
             Action::Cdc(AddCDCFile { path: file.path, size: file.size, ..AddCDCFile::default() })
         }));
@@ -128,6 +119,30 @@ impl FeatureStore {
             not_matched_predicates: Vec::new(),
             not_matched_by_source_predicates: Vec::new(),
         };
+        self.commit(actions, operation, facts).await
+    }
+
+    /// Adds rows that come part by part: one commit.
+    pub(super) async fn add(
+        &mut self,
+        parts: impl Iterator<Item = RecordBatch>,
+        facts: &CommitFacts,
+    ) -> Result<(), StoreError> {
+        let mut rows = Output::new(self.dir(), None);
+        for part in parts {
+            rows.write(&part)?;
+        }
+        let actions = rows.finish()?.into_iter().map(Written::added).collect();
+        let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
+        self.commit(actions, operation, facts).await
+    }
+
+    async fn commit(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        facts: &CommitFacts,
+    ) -> Result<(), StoreError> {
         let delta = |error| StoreError::delta(&self.dir, error);
         let snapshot = self.table.snapshot().map_err(delta)?;
         CommitBuilder::from(commit_properties(facts))
@@ -259,6 +274,20 @@ struct Written {
     size: i64,
     /// Delta's statistics, as JSON.
     statistics: String,
+}
+
+impl Written {
+    /// As a file of the table.
+    fn added(self) -> Action {
+        Action::Add(Add {
+            path: self.path,
+            size: self.size,
+            modification_time: now_us() / 1_000,
+            data_change: true,
+            stats: Some(self.statistics),
+            ..Add::default()
+        })
+    }
 }
 
 /// Files being written. Those that are not finished remove themselves.

@@ -6,6 +6,7 @@
 //! stored as the `i64` of the same 64 bits and is negative where the highest bit is set.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 use datafusion::arrow::array::{
@@ -50,9 +51,12 @@ pub const COLUMNS: [&str; 13] = [
 /// `item`; with the wrong name the writer ignores the properties of the column without a word.
 pub const EMBEDDING_PATH: [&str; 3] = ["embedding", "list", "element"];
 
-/// Rows of a row group: what a reader decompresses at least, and what min and max of `id` can skip. 16,384 x
-/// 2 KiB = 32 MiB.
-pub const ROW_GROUP_ROWS: usize = 16_384;
+/// Rows of a row group: what a writer holds, what a reader decompresses at least, and what min and max of `id` can skip.
+/// 4,096 x 2 KiB = 8 MiB.
+pub const ROW_GROUP_ROWS: usize = 4_096;
+
+/// Of longer vectors a row group has fewer rows.
+const ROW_GROUP_BYTES: usize = 16 << 20;
 
 fn element() -> Arc<Field> {
     static ELEMENT: LazyLock<Arc<Field>> =
@@ -94,6 +98,7 @@ pub fn writer_properties() -> WriterProperties {
         .set_created_by(concat!("imagedex ", env!("CARGO_PKG_VERSION")).to_owned())
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(3).unwrap_or_default()))
         .set_max_row_group_row_count(Some(ROW_GROUP_ROWS))
+        .set_max_row_group_bytes(Some(ROW_GROUP_BYTES))
         .set_column_dictionary_enabled(embedding.clone(), false)
         .set_column_encoding(embedding.clone(), Encoding::BYTE_STREAM_SPLIT)
         .set_column_statistics_enabled(embedding, EnabledStatistics::None)
@@ -126,18 +131,24 @@ pub fn validate(batch: &EmbeddingBatch, dim: usize) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Rows in the table's columns, in the order given.
+/// Some of the rows in the table's columns, in the order given.
 ///
 /// `indexed_at_us`: microseconds since 1970-01-01 UTC.
-pub fn to_record_batch(batch: &EmbeddingBatch, fingerprint: &str, indexed_at_us: i64) -> RecordBatch {
-    let pictures = &batch.pictures;
+pub fn to_record_batch(
+    batch: &EmbeddingBatch,
+    rows: Range<usize>,
+    fingerprint: &str,
+    indexed_at_us: i64,
+) -> RecordBatch {
+    let pictures = &batch.pictures[rows.clone()];
     let text = |get: fn(&Picture) -> &str| -> ArrayRef {
         Arc::new(StringArray::from_iter_values(pictures.iter().map(get)))
     };
+    let vectors = batch.vectors[rows.start * batch.dim..rows.end * batch.dim].to_vec();
     let embedding = ListArray::new(
         element(),
         OffsetBuffer::from_repeated_length(batch.dim, pictures.len()),
-        Arc::new(Float32Array::from(batch.vectors.clone())),
+        Arc::new(Float32Array::from(vectors)),
         None,
     );
     let columns: Vec<ArrayRef> = vec![
@@ -150,7 +161,7 @@ pub fn to_record_batch(batch: &EmbeddingBatch, fingerprint: &str, indexed_at_us:
         Arc::new(Int32Array::from_iter_values(pictures.iter().map(|picture| picture.width as i32))),
         Arc::new(Int32Array::from_iter_values(pictures.iter().map(|picture| picture.height as i32))),
         text(|picture| &picture.format),
-        Arc::new(Float32Array::from(batch.norms.clone())),
+        Arc::new(Float32Array::from(batch.norms[rows].to_vec())),
         Arc::new(embedding),
         Arc::new(StringArray::from_iter_values(pictures.iter().map(|_| fingerprint))),
         Arc::new(TimestampMicrosecondArray::from_value(indexed_at_us, pictures.len()).with_timezone("UTC")),
@@ -321,7 +332,7 @@ mod tests {
     fn rows_survive_the_columns() {
         let mut batch = numbered(&[3, 1]);
         batch.pictures[0].label = None;
-        let rows = to_record_batch(&batch, "f", 5);
+        let rows = to_record_batch(&batch, 0..2, "f", 5);
         let mut back = EmbeddingBatch { dim: 2, ..Default::default() };
         append_rows(&rows, &mut back).unwrap();
         assert_eq!(back, batch);

@@ -30,6 +30,9 @@ const COMPACT_ABOVE: usize = 8;
 /// Size that compaction aims at: about 150,000 pictures with 512 numbers each.
 const TARGET_BYTES: NonZeroU64 = NonZeroU64::new(256 << 20).expect("not zero");
 
+/// Rows that are turned into columns at a time.
+const PART_ROWS: usize = 1_024;
+
 impl FeatureStore {
     /// Adds pictures whose keys are not in the table yet: one commit, rows in the order given; none for an
     /// empty batch.
@@ -49,17 +52,13 @@ impl FeatureStore {
             });
         }
         self.check_writable()?;
-        let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
-        self.table = self
-            .table
-            .clone()
-            .write([rows])
-            .with_session_state(Arc::new(write_session()))
-            .with_writer_properties(writer_properties())
-            .with_commit_properties(commit_properties(facts))
-            .await
-            .map_err(|error| StoreError::delta(&self.dir, error))?;
-        Ok(())
+        let (fingerprint, now) = (self.provenance.fingerprint.clone(), now_us());
+        // Part by part, so that the rows are not in memory twice.
+        let parts = (0..batch.len()).step_by(PART_ROWS).map(|start| {
+            let rows = start..batch.len().min(start + PART_ROWS);
+            to_record_batch(batch, rows, &fingerprint, now)
+        });
+        self.add(parts, facts).await
     }
 
     /// Writes pictures over the rows with the same keys, and adds those that have none: one commit; none for
@@ -72,7 +71,7 @@ impl FeatureStore {
             return Ok(());
         }
         validate(batch, self.dim())?;
-        let rows = to_record_batch(batch, &self.provenance.fingerprint, now_us());
+        let rows = to_record_batch(batch, 0..batch.len(), &self.provenance.fingerprint, now_us());
         let source = SessionContext::new()
             .read_batch(rows)
             .map_err(|error| StoreError::datafusion(&self.dir, error))?;
