@@ -66,12 +66,13 @@ impl EngineConfig {
         matches!(self, EngineConfig::Elasticsearch(_) | EngineConfig::Milvus(_))
     }
 
-    /// Bytes that a vector of `dim` numbers takes in this process, about: none where a server holds it.
+    /// Bytes that a vector of `dim` numbers takes in this process at most, about: none where a server holds it.
     pub fn bytes_of_vector(&self, dim: usize) -> u64 {
         /// Id, norms and row.
         const BESIDE: usize = 96;
         // `flat` scores what the others find, so they have it as well.
-        let vector = 4 * dim + BESIDE;
+        // Vectors are there twice until the load is committed.
+        let vector = 2 * (4 * dim + BESIDE);
         // Links to both sides, with room to grow.
         let graph = |m: usize| 4 * dim + 16 * m;
         let bytes = match self {

@@ -457,7 +457,7 @@ fn damage_of_a_file_without_checksum_is_named_whatever_its_reader_does() {
         caught += found.problems.iter().filter(|problem| problem.reason.ends_with(panics::DAMAGED)).count();
         // What a run asks first reads the keys.
         if let Err(error) =
-            runtime.block_on(async { FeatureStore::open(&table).await?.unwrap().plan(&[]).await })
+            runtime.block_on(async { FeatureStore::open(&table).await?.unwrap().plan(Vec::new()).await })
         {
             assert!(error.to_string().contains("features verify --repair"), "byte {at}: {error}");
         }

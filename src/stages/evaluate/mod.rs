@@ -537,13 +537,13 @@ impl Run<'_> {
     fn all(
         &self,
         metrics: &[Metric],
-        mut sink: Option<&mut (dyn RankingSink + '_)>,
+        sink: Option<&mut (dyn RankingSink + '_)>,
     ) -> Result<(ModeEvaluation, Vec<PerQuery>), EvaluateError> {
         let mut results = Vec::new();
         let mut rows = Vec::new();
         let mut rankings = Vec::new();
         let mut measures: Vec<(Metric, Vec<Measures>)> = Vec::new();
-        for (&metric, outcomes) in metrics.iter().zip(self.outcomes(metrics, sink.as_deref_mut())?) {
+        for (&metric, outcomes) in metrics.iter().zip(self.outcomes(metrics, sink)?) {
             rows.extend(
                 self.judgements
                     .iter()
