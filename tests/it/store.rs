@@ -191,7 +191,7 @@ async fn renumbering_embeds_the_newcomer_alone() {
     )
     .await;
     assert_eq!(names(&plan.embed_changed), ["1.jpg"]);
-    assert_eq!(copies(&plan), [("4.jpg", "3.jpg"), ("2.jpg", "1.jpg"), ("3.jpg", "2.jpg")]);
+    assert_eq!(copies(&plan), [("2.jpg", "1.jpg"), ("3.jpg", "2.jpg"), ("4.jpg", "3.jpg")]);
     let swapped = run(
         dir.path(),
         &[
