@@ -296,7 +296,7 @@ fn rows(numbers: std::ops::Range<usize>, dim: usize) -> EmbeddingBatch {
 async fn a_table_larger_than_the_budget_is_exported_and_not_loaded() {
     const ROWS: usize = 96_000;
     const DIM: usize = 1_024;
-    const BUDGET: u64 = 320 << 20;
+    const BUDGET: u64 = 288 << 20;
     let shop = shop(0);
     let table = shop.path("features");
     let provenance = Provenance { fingerprint: "imported:f".into(), dim: DIM, facts: json!({}) };
@@ -305,7 +305,7 @@ async fn a_table_larger_than_the_budget_is_exported_and_not_loaded() {
         store.append(&rows(start..start + 8_000, DIM), &CommitFacts::default()).await.expect("written");
     }
     drop(store);
-    shop.pipeline("memory = '320MiB'\n[input]\ngallery = 'gallery'\n[features]\ntable = 'features'\n");
+    shop.pipeline("memory = '288MiB'\n[input]\ngallery = 'gallery'\n[features]\ntable = 'features'\n");
 
     for name in ["f.npy", "f.h5", "f.parquet"] {
         let file = shop.path(name);
