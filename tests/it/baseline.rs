@@ -174,12 +174,17 @@ fn a_run_over_something_else_cannot_be_compared() {
         .complains("the gallery is not what it was measured on")
         .complains("imagedex baseline set");
     // Who reads only the report or CI's tests is told as well.
-    let report = |file: &str| std::fs::read_to_string(shop.path().join("work/report").join(file)).expect("read");
+    let report =
+        |file: &str| std::fs::read_to_string(shop.path().join("work/report").join(file)).expect("read");
     let told = "the gallery is not what it was measured on";
     for file in ["report.md", "report.html", "summary.json", "junit.xml"] {
         assert!(report(file).contains(told), "{file}");
     }
-    assert!(report("report.md").contains("## Gate: FAILED, the baseline does not fit"), "{}", report("report.md"));
+    assert!(
+        report("report.md").contains("## Gate: FAILED, the baseline does not fit"),
+        "{}",
+        report("report.md")
+    );
     assert!(report("junit.xml").contains(r#"tests="1" failures="0" errors="1""#), "{}", report("junit.xml"));
     // Accepted, it holds again.
     shop.call(&["baseline", "set", "@"]).exits(0);

@@ -141,7 +141,10 @@ impl RankingSink for TrecFolder {
                 "{} hits of a query are more than trec_eval can keep in order; set evaluate.depth",
                 hits.len()
             );
-            return Err(EvaluateError::Rankings { path: self.folder.join(name).display().to_string(), reason });
+            return Err(EvaluateError::Rankings {
+                path: self.folder.join(name).display().to_string(),
+                reason,
+            });
         }
         let query = encode(query);
         let lines: String = (1..)
