@@ -18,10 +18,11 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use image::imageops::FilterType;
 use imagedex::embedders::{self, EmbedError, Runtime};
+use imagedex::memory::Shares;
 use imagedex::models::card::{Card, ModelChoice};
 use imagedex::models::{Precision, Provider, Resize};
 use imagedex::stages::decode::{self, DecodeOptions, Picture, PictureOptions};
-use imagedex::stages::embed::{self, ChunkRule, EmbeddingBatch};
+use imagedex::stages::embed::{self, EmbeddingBatch};
 use imagedex::stages::preprocess;
 use imagedex::stages::scan::{ImageRef, Seen, Split};
 use imagedex::stages::store::{CommitFacts, FeatureStore, Provenance};
@@ -89,6 +90,7 @@ fn embed(list: &str, precision: &str, provider: &str) -> anyhow::Result<()> {
         resize: spec.resize,
         batch: spec.batch,
         threads,
+        shares: Shares::default(),
     };
     let go = AtomicBool::new(false);
     let batches = || {
@@ -110,17 +112,10 @@ fn embed(list: &str, precision: &str, provider: &str) -> anyhow::Result<()> {
                 }
             }
             "run" | "vectors" => {
-                embed::embed(
-                    embedder.as_mut(),
-                    &images,
-                    &options(threads),
-                    ChunkRule::default(),
-                    &go,
-                    |chunk| {
-                        rows.append(chunk);
-                        Ok::<(), EmbedError>(())
-                    },
-                )?;
+                embed::embed(embedder.as_mut(), &images, &options(threads), &go, |chunk| {
+                    rows.append(chunk);
+                    Ok::<(), EmbedError>(())
+                })?;
             }
             _ => bail!("no task {task:?}"),
         }

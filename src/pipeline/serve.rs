@@ -190,7 +190,8 @@ impl Run<'_> {
     /// Feature table → engine. The gallery alone is loaded; queries are asked.
     fn load(&self, config: &EngineConfig, index: Box<dyn VectorIndex>) -> anyhow::Result<Loaded> {
         let store = self.stored()?;
-        let dead_letters = self.config.work.join("rejected.jsonl");
+        let among_several = (self.config.engines.len() > 1).then(|| config.name());
+        let dead_letters = self.config.work.join(dead_letters(among_several.as_deref()));
         Ok(load::load(self.runtime.handle(), &store, index, config.max_rejected(), &dead_letters)?)
     }
 
@@ -413,5 +414,28 @@ impl Run<'_> {
             served.servers.remove(0);
         }
         Ok(())
+    }
+}
+
+/// The file of what an engine refused. Each of several engines has its own: a load replaces the file, or removes it.
+fn dead_letters(among_several: Option<&str>) -> String {
+    match among_several {
+        None => "rejected.jsonl".to_owned(),
+        Some(engine) => {
+            let plain = engine.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+            format!("rejected-{plain}.jsonl")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_of_several_engines_has_its_own_dead_letters() {
+        assert_eq!(dead_letters(None), "rejected.jsonl");
+        assert_eq!(dead_letters(Some("opensearch")), "rejected-opensearch.jsonl");
+        assert_eq!(dead_letters(Some("milvus IVF_FLAT/2")), "rejected-milvus-IVF-FLAT-2.jsonl");
     }
 }

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
@@ -21,22 +22,32 @@ use crate::models::mean_colour;
 use crate::support::{Said, Shop, cache};
 
 /// Runs a command on the pipeline file: what it said, and the bytes that it took at most.
-#[allow(clippy::zombie_processes, reason = "`wait4` waits for it, and tells its memory")]
+///
+/// Asked of the system again and again while it runs: what `wait4` tells at the end counts what this process has taken as well.
 fn run<S: AsRef<OsStr>>(shop: &Shop, command: &[S]) -> (Said, u64) {
     let (out, err) = (shop.path("out"), shop.path("err"));
     let file = |path: &Path| std::fs::File::create(path).expect("writable");
     let mut program = Command::new(env!("CARGO_BIN_EXE_imagedex"));
     program.args(command).arg(shop.path("shop.toml")).env("IMAGEDEX_CACHE", cache());
-    let child = program.stdout(file(&out)).stderr(file(&err)).spawn().expect("the program starts");
-    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::zeroed());
-    // SAFETY: a child of ours that nobody else waits for, and two places to write to.
-    let ended = unsafe { libc::wait4(child.id() as i32, &mut status, 0, usage.as_mut_ptr()) };
-    // SAFETY: numbers all of it, and zeroes are such.
-    let usage = unsafe { usage.assume_init() };
-    assert_eq!(ended, child.id() as i32, "{}", std::io::Error::last_os_error());
-    let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 };
+    let mut child = program.stdout(file(&out)).stderr(file(&err)).spawn().expect("the program starts");
+    let mut peak = 0;
+    let status = loop {
+        peak = peak.max(high_water(child.id()));
+        match child.try_wait().expect("waited for") {
+            Some(status) => break status,
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    };
+    assert!(peak > 0, "the system tells");
     let text = |path| std::fs::read_to_string(path).expect("readable");
-    (Said { code, out: text(&out), err: text(&err) }, usage.ru_maxrss as u64 * 1024)
+    (Said { code: status.code().unwrap_or(-1), out: text(&out), err: text(&err) }, peak)
+}
+
+/// The most that a process has taken so far, in bytes; 0 of one that has ended.
+fn high_water(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
 /// Pictures and an encoder that takes next to nothing.
