@@ -373,8 +373,9 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn the_system_tells_what_is_taken() {
         let before = resident().expect("Linux tells");
-        let block = vec![1_u8; 64 << 20];
+        // Far more than what tests beside this one give back meanwhile.
+        let block = std::hint::black_box(vec![1_u8; 256 << 20]);
         let grown = resident().expect("Linux tells").saturating_sub(before);
-        assert!(grown > 48 << 20 && peak() >= Some(before), "{grown} bytes for a block of {}", block.len());
+        assert!(grown > 128 << 20 && peak() >= Some(before), "{grown} bytes for a block of {}", block.len());
     }
 }
