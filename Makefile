@@ -23,7 +23,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es bench-es-latency bench-evaluate bench-search memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es bench-es-latency bench-evaluate bench-search bench-start memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -292,7 +292,7 @@ bench-evaluate: index setup-peers ## 10,000 queries (or QUERIES) in 60,000 pictu
 
 # QUICK=1: 500 and 5,000 pictures, without a server and without VGG16.
 MEMORY_PORT ?= 9499
-memory: setup setup-es setup-peers ## what each command takes at most at 1,000, 10,000 and 100,000 pictures (docs/memory.md); QUICK=1: at 500 and 5,000
+memory: setup setup-es setup-peers ## what each command takes, memory and time, at 1,000, 10,000 and 100,000 pictures (docs/memory.md); QUICK=1: at 500 and 5,000
 	@rm -rf runs/memory
 ifdef QUICK
 	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --counts 500 5000
@@ -301,6 +301,10 @@ else
 	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --url http://localhost:$(MEMORY_PORT) --vgg16 1000; \
 		code=$$?; tests/es-node/node.sh down runs/memory-es; exit $$code
 endif
+
+START_PICTURE ?= $(firstword $(wildcard $(IMAGEDEX_CACHE)/samples/cifar10/gallery/*/*))
+bench-start: setup ## from the start of the program to its first picture in the table, for each precision (docs/benchmarks.md)
+	@python3 benches/start.py runs/bench-start --imagedex "$(IMAGEDEX)" --picture "$(START_PICTURE)"
 
 near-duplicates: setup setup-peers ## how well pictures of ../shared/data/grocery that were saved again are told from others
 	@rm -rf runs/near-duplicates && mkdir -p runs/near-duplicates

@@ -1,10 +1,12 @@
-"""What each command takes at most, as the operating system counts it (peak resident memory): the table of docs/memory.md.
+"""What each command takes: memory at most, as the operating system counts it (peak resident memory), for the table of
+docs/memory.md, and time, for that of docs/benchmarks.md.
 
     memory.py WORK --imagedex PROGRAM [--counts N N] [--url URL] [--vgg16 N]
 
 Pictures are drawn (32 x 32 PNG, no two alike) and go through a small encoder of 512 numbers, so that 100,000 take minutes and the
 figures show the pipeline, not the model. --vgg16 adds a column with the real model over so many of them, --url a load into that
-Elasticsearch. The last column says what one more picture costs, between the two largest counts.
+Elasticsearch. The last column says what one more picture costs in memory, between the two largest counts; in time, between each
+two: where these are alike, the cost of a picture does not grow with their number.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -95,15 +98,16 @@ class Bench:
         server = f'[load.elasticsearch]\nurl = "{url}"\nalias = "memory-{count}"\n' if url else ""
         self.pipeline.write_text(f'work = "work"\n[input]\ngallery = "gallery"\nqueries = "queries"\n{model}{server}')
 
-    def peak(self, *command):
-        """Bytes that the command took at most, it and what it started."""
+    def taken(self, *command):
+        """Bytes that the command took at most, it and what it started, and seconds."""
+        start = time.perf_counter()
         with open(self.folder / "log", "w") as log:
             child = subprocess.Popen([self.program, *map(str, command)], stdout=log, stderr=log)
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             sys.exit(f"{' '.join(map(str, command))} ended with {child.returncode}:\n{(self.folder / 'log').read_text()[-2000:]}")
-        return usage.ru_maxrss * 1024
+        return usage.ru_maxrss * 1024, time.perf_counter() - start
 
     def change(self):
         """Of a hundred pictures one is drawn anew, one has another name, one is gone."""
@@ -118,22 +122,22 @@ class Bench:
 
     def rows(self):
         at = self.pipeline
-        yield "extract", self.peak("extract", at)
-        yield "extract, nothing changed", self.peak("extract", at)
-        yield "load, flat", self.peak("load", at)
+        yield "extract", self.taken("extract", at)
+        yield "extract, nothing changed", self.taken("extract", at)
+        yield "load, flat", self.taken("load", at)
         for ending in ["h5", "npy", "csv", "parquet"]:
             out = self.folder / f"features.{ending}"
-            yield f"features export, .{ending}", self.peak("features", "export", out, at)
+            yield f"features export, .{ending}", self.taken("features", "export", out, at)
             out.unlink()
-        yield "sql, count(*) by label", self.peak("sql", "SELECT label, count(*) FROM features GROUP BY label", at)
-        yield "search", self.peak("search", self.pictures[0], "--pipeline", at)
-        yield f"evaluate, {QUERIES} queries", self.peak("evaluate", at)
-        yield "report", self.peak("report", at)
+        yield "sql, count(*) by label", self.taken("sql", "SELECT label, count(*) FROM features GROUP BY label", at)
+        yield "search", self.taken("search", self.pictures[0], "--pipeline", at)
+        yield f"evaluate, {QUERIES} queries", self.taken("evaluate", at)
+        yield "report", self.taken("report", at)
         self.change()
-        yield "extract, 1 % changed, 1 % renamed, 1 % gone", self.peak("extract", at)
+        yield "extract, 1 % changed, 1 % renamed, 1 % gone", self.taken("extract", at)
         for engine in ["hnsw", *(["elasticsearch"] if self.url else [])]:
             # One graph: each metric has its own, and takes as long again.
-            yield f"load, {engine}", self.peak("load", at, "--set", f"load.engine={engine}", "--set", "evaluate.metrics=[\"cosine\"]")
+            yield f"load, {engine}", self.taken("load", at, "--set", f"load.engine={engine}", "--set", "evaluate.metrics=[\"cosine\"]")
 
 
 def main():
@@ -154,16 +158,28 @@ def main():
     for name, count, card in runs:
         columns[name] = {}
         bench = Bench(program, work / name.replace(", ", "-"), count, card, args.url)
-        for command, peak in bench.rows():
-            print(f"{name}: {command}: {peak / 1e6:.0f} MB", file=sys.stderr, flush=True)
-            columns[name][command] = peak
+        for command, (peak, seconds) in bench.rows():
+            print(f"{name}: {command}: {peak / 1e6:.0f} MB, {seconds:.2f} s", file=sys.stderr, flush=True)
+            columns[name][command] = peak, seconds
         shutil.rmtree(bench.folder)
-    *_, (smaller, few, _), (larger, many, _) = [run for run in runs if run[2]]
+    small = [(name, count) for name, count, card in runs if card]
+    steps = list(zip(small, small[1:]))
+
+    def slope(command, what, step):
+        (smaller, few), (larger, many) = step
+        return (columns[larger][command][what] - columns[smaller][command][what]) / (many - few)
+
     print(f"| peak resident memory, MB | {' | '.join(columns)} | bytes a picture |\n|---|{'---:|' * (len(columns) + 1)}")
-    for command in columns[larger]:
-        slope = (columns[larger][command] - columns[smaller][command]) / (many - few)
-        cells = [f"{column[command] / 1e6:.0f}" for column in columns.values()]
-        print(f"| {command} | {' | '.join(cells)} | {slope:,.0f} |")
+    for command in columns[small[-1][0]]:
+        cells = [f"{column[command][0] / 1e6:.0f}" for column in columns.values()]
+        print(f"| {command} | {' | '.join(cells)} | {slope(command, 0, steps[-1]):,.0f} |")
+
+    between = " | ".join(f"µs a picture, {smaller} to {larger}" for (smaller, _), (larger, _) in steps)
+    print(f"\n| seconds | {' | '.join(columns)} | {between} |\n|---|{'---:|' * (len(columns) + len(steps))}")
+    for command in columns[small[-1][0]]:
+        cells = [f"{column[command][1]:.2f}" for column in columns.values()]
+        cells += [f"{slope(command, 1, step) * 1e6:,.0f}" for step in steps]
+        print(f"| {command} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

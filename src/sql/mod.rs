@@ -23,8 +23,8 @@ use datafusion::prelude::{ParquetReadOptions, SQLOptions, SessionConfig, Session
 use datafusion::sql::parser::{DFParser, Statement};
 use datafusion::sql::resolve::resolve_table_references;
 use datafusion::sql::sqlparser::ast::Statement as Sql;
-use futures::StreamExt;
 
+use crate::panics::{self, Rows};
 use crate::stages::store::{FeatureStore, StoreError};
 use crate::text::visible_lines;
 
@@ -120,11 +120,14 @@ async fn register_file(context: &SessionContext, name: &str, file: &Path) -> Res
     let url = url::Url::from_file_path(&absolute)
         .map_err(|()| SqlError::Query(format!("{} cannot be written as a URL", file.display())))?;
     let extension = file.extension().map(|end| format!(".{}", end.to_string_lossy())).unwrap_or_default();
-    let options = ParquetReadOptions { file_extension: &extension, ..Default::default() };
-    context
-        .register_parquet(name, url.as_str(), options)
-        .await
-        .map_err(|error| SqlError::Query(format!("{}: {}", file.display(), error.strip_backtrace())))
+    let failed = |reason: &str| SqlError::Query(format!("{}: {reason}", file.display()));
+    // In a task: a damaged file may make its reader panic.
+    let (context, name) = (context.clone(), name.to_owned());
+    let register = tokio::spawn(async move {
+        let options = ParquetReadOptions { file_extension: &extension, ..Default::default() };
+        context.register_parquet(name, url.as_str(), options).await
+    });
+    register.await.map_err(|_| failed(panics::DAMAGED))?.map_err(|error| failed(&error.strip_backtrace()))
 }
 
 /// Runs one query and prints its rows; returns how many.
@@ -151,7 +154,7 @@ pub async fn run(
     match format {
         Format::Table => {
             let schema = Arc::new(rows.schema().as_arrow().clone());
-            let rows = rows.collect().await?;
+            let rows = panics::collected(rows).await?;
             let rows: Vec<RecordBatch> =
                 if rows.is_empty() { vec![RecordBatch::new_empty(schema)] } else { rows };
             let shown = rows
@@ -166,7 +169,7 @@ pub async fn run(
             let mut writer = csv::WriterBuilder::new().with_header(true).build(&mut *out);
             // The header comes with the first batch, so that an answer without rows has one, too.
             writer.write(&as_text(&RecordBatch::new_empty(schema), json_list, no_formula)?)?;
-            let mut stream = rows.execute_stream().await?;
+            let mut stream = Rows::of(rows);
             let mut count = 0;
             while let Some(rows) = stream.next().await.transpose()? {
                 count += rows.num_rows();
@@ -175,7 +178,7 @@ pub async fn run(
             Ok(count)
         }
         Format::Json => {
-            let mut stream = rows.execute_stream().await?;
+            let mut stream = Rows::of(rows);
             let mut writer = json::WriterBuilder::new()
                 .with_explicit_nulls(true)
                 .build::<_, json::writer::JsonArray>(&mut *out);

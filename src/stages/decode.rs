@@ -506,7 +506,7 @@ pub struct Decoded {
 /// Files are taken up one by one, so that a large one keeps only one thread busy, and up to a batch of them beyond the
 /// one that is being handed out: while `send` waits for the model, the next batch gets ready. In memory are thus at most
 /// two batches of resized pictures, and one decoded picture per thread; large ones wait for one another where the budget
-/// gives them less [room](super::room) than they take together.
+/// gives them less [room] than they take together.
 ///
 /// Ends when `send` returns false. When `stop` is set no further file is taken up; what was is still handed out.
 pub fn batches(

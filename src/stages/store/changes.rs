@@ -15,6 +15,7 @@ use deltalake::delta_datafusion::DeltaCdfTableProvider;
 
 use super::plan::text;
 use super::{FeatureStore, StoreError};
+use crate::panics;
 use crate::stages::scan::Split;
 
 /// The net changes of one split between two versions of the table. Ids are unique over both lists.
@@ -84,7 +85,7 @@ impl FeatureStore {
         let feed = self.table.clone().scan_cdf().with_starting_version(first).with_ending_version(last);
         let context = self.context().await.map_err(|error| DataFusionError::External(Box::new(error)))?;
         context.register_table("feed", Arc::new(DeltaCdfTableProvider::try_new(feed)?))?;
-        context.sql(&NET_CHANGES.replace("$split", split.name())).await?.collect().await
+        panics::collected(context.sql(&NET_CHANGES.replace("$split", split.name())).await?).await
     }
 }
 

@@ -12,12 +12,12 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
-use futures::StreamExt;
 
 use super::rewrite::Op;
 use super::write::now_us;
 use super::{CommitFacts, FeatureStore, StoreError, parse_split};
 use crate::config::Budget;
+use crate::panics::Rows;
 use crate::stages::scan::{ImageRef, Seen, Split};
 
 /// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the
@@ -214,7 +214,7 @@ impl FeatureStore {
     ) -> Result<(), StoreError> {
         let rows = self.features(None).await?.select_columns(columns);
         let rows = rows.map_err(|error| StoreError::datafusion(self.dir(), error))?;
-        let mut rows = rows.execute_stream().await.map_err(|error| self.read_error(error))?;
+        let mut rows = Rows::of(rows);
         while let Some(part) = rows.next().await {
             f(&part.map_err(|error| self.read_error(error))?)?;
         }

@@ -7,15 +7,16 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
 use datafusion::arrow::compute::cast;
-use datafusion::arrow::datatypes::DataType;
+use datafusion::arrow::datatypes::{DataType, Int64Type};
 use datafusion::dataframe::DataFrame;
 use datafusion::error::DataFusionError;
+use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::prelude::{Expr, JoinType, SessionConfig, SessionContext, col, lit};
-use futures::StreamExt;
 
 use super::inspect::read_parquet;
 use super::schema::{append_rows, sort_by_key};
 use super::{COLUMNS, FeatureStore, StoreError, first_key};
+use crate::panics::{self, Rows};
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
 
@@ -47,10 +48,9 @@ impl FeatureStore {
     /// Number of pictures, of one split or of both.
     pub async fn count(&self, split: Option<Split>) -> Result<usize, StoreError> {
         let table = self.features(split.map(is_split)).await?;
-        match table.count().await {
-            Ok(count) => Ok(count),
-            Err(error) => Err(self.read_error(error)),
-        }
+        let counted = self.collect(table.aggregate(Vec::new(), vec![count(lit(true))])).await?;
+        let counts = counted.first().and_then(|counted| counted.column(0).as_primitive_opt::<Int64Type>());
+        Ok(counts.map_or(0, |counts| counts.value(0) as usize))
     }
 
     /// All rows, of one split or of both, ordered by (`split`, `id`): the same answer whatever the commits
@@ -244,10 +244,7 @@ impl FeatureStore {
         rows: Result<DataFrame, DataFusionError>,
     ) -> Result<Vec<RecordBatch>, StoreError> {
         let collected = match rows {
-            // In a task: a damaged file may make its reader panic.
-            Ok(rows) => tokio::spawn(rows.collect())
-                .await
-                .unwrap_or_else(|panic| Err(DataFusionError::External(panic.into()))),
+            Ok(rows) => panics::collected(rows).await,
             Err(error) => Err(error),
         };
         collected.map_err(|error| self.read_error(error))
@@ -261,10 +258,7 @@ impl FeatureStore {
             vectors: Vec::with_capacity(expected * self.dim()),
             norms: Vec::with_capacity(expected),
         };
-        let mut rows = match rows.execute_stream().await {
-            Ok(rows) => rows,
-            Err(error) => return Err(self.read_error(error)),
-        };
+        let mut rows = Rows::of(rows);
         while let Some(part) = rows.next().await {
             let part = part.map_err(|error| self.read_error(error))?;
             append_rows(&part, &mut batch).map_err(|reason| self.failed(reason))?;

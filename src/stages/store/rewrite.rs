@@ -22,7 +22,6 @@ use datafusion::dataframe::DataFrame;
 use deltalake::kernel::transaction::CommitBuilder;
 use deltalake::kernel::{Action, Add, AddCDCFile};
 use deltalake::protocol::{DeltaOperation, SaveMode};
-use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::schema::types::SchemaDescriptor;
@@ -35,7 +34,7 @@ use super::write::{commit_properties, now_us};
 use super::{
     CommitFacts, FeatureStore, STATISTICS, StoreError, arrow_schema, parse_split, writer_properties,
 };
-use crate::panics;
+use crate::panics::{self, Rows};
 use crate::stages::scan::Split;
 
 /// Rows read at a time.
@@ -90,8 +89,7 @@ impl FeatureStore {
             }
         }
         if let Some(source) = source {
-            let mut source =
-                source.execute_stream().await.map_err(|error| StoreError::datafusion(self.dir(), error))?;
+            let mut source = Rows::of(source);
             while let Some(part) = source.next().await {
                 let part = part.map_err(|error| self.read_error(error))?;
                 let part = in_our_columns(&part).map_err(|reason| self.failed(reason))?;

@@ -308,34 +308,57 @@ pub fn times(rows: &[(String, [f64; 3])]) -> String {
     })
 }
 
+/// Round numbers along the width, and where they stand.
+struct Axis {
+    step: f64,
+    /// The first and the last line, in steps.
+    low: f64,
+    high: f64,
+    left: i32,
+}
+
+impl Axis {
+    const RIGHT: i32 = WIDTH as i32 - 44;
+
+    /// Spans from `low` to `high`, in some four steps; `left` is where the first line stands.
+    fn spanning(low: f64, high: f64, left: i32) -> Axis {
+        let step = round_up((high - low).max(1e-6) / 4.0);
+        let first = (low / step).floor();
+        Axis { step, low: first, high: (high / step).ceil().max(first + 1.0), left }
+    }
+
+    fn x(&self, value: f64) -> i32 {
+        let share = (value / self.step - self.low) / (self.high - self.low);
+        self.left + (share * f64::from(Self::RIGHT - self.left)).round() as i32
+    }
+
+    /// A line at each number down to `bottom`, the number below it; that at zero stands out where `marks_zero`.
+    fn draw(&self, area: &Area, bottom: i32, marks_zero: bool) -> Drawn {
+        let digits = (1.0 - self.step.log10()).clamp(0.0, 8.0) as usize;
+        for i in self.low as i64..=self.high as i64 {
+            let at = i as f64 * self.step;
+            let ink = if i == 0 && marks_zero { Ink::Mark } else { Ink::Grid };
+            area.draw(&PathElement::new([(self.x(at), 0), (self.x(at), bottom)], line(ink, 2)))?;
+            let style = text(Ink::Text, HPos::Center, VPos::Top);
+            area.draw(&Text::new(format!("{at:.digits$}"), (self.x(at), bottom + 8), style))?;
+        }
+        Ok(())
+    }
+}
+
 /// A line from the first to the third number of each row, a dot at the second; and a line at zero for all.
 pub fn differences(rows: &[(String, [f64; 3])]) -> String {
-    const LEFT: i32 = LABELS;
-    const RIGHT: i32 = WIDTH as i32 - 44;
     let all = || rows.iter().flat_map(|(_, ends)| ends).copied();
-    let (low, high) = (all().fold(0.0, f64::min), all().fold(0.0, f64::max));
-    let step = round_up((high - low).max(1e-6) / 4.0);
-    let (low, high) = ((low / step).floor(), (high / step).ceil().max((low / step).floor() + 1.0));
-    let x = |value: f64| {
-        let share = (value / step - low) / (high - low);
-        LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32
-    };
-    let digits = (1.0 - step.log10()).clamp(0.0, 8.0) as usize;
+    let axis = Axis::spanning(all().fold(0.0, f64::min), all().fold(0.0, f64::max), LABELS);
     let bottom = (rows.len() as u32 * ROW) as i32 + 8;
     svg(bottom as u32 + 48, |area| {
-        for i in low as i32..=high as i32 {
-            let at = f64::from(i) * step;
-            let ink = if i == 0 { Ink::Mark } else { Ink::Grid };
-            area.draw(&PathElement::new([(x(at), 0), (x(at), bottom)], line(ink, 2)))?;
-            let style = text(Ink::Text, HPos::Center, VPos::Top);
-            area.draw(&Text::new(format!("{at:.digits$}"), (x(at), bottom + 8), style))?;
-        }
+        axis.draw(area, bottom, true)?;
         for ((label, [from, middle, to]), row) in rows.iter().zip(0..) {
             let y = (4 + row * ROW + ROW / 2) as i32;
             let ink = Ink::Series(0);
-            row_label(area, label, (LEFT - 14, y))?;
-            area.draw(&PathElement::new([(x(*from), y), (x(*to), y)], line(ink, 4)))?;
-            area.draw(&Circle::new((x(*middle), y), 8, color(ink).filled()))?;
+            row_label(area, label, (axis.left - 14, y))?;
+            area.draw(&PathElement::new([(axis.x(*from), y), (axis.x(*to), y)], line(ink, 4)))?;
+            area.draw(&Circle::new((axis.x(*middle), y), 8, color(ink).filled()))?;
         }
         Ok(())
     })
@@ -343,37 +366,24 @@ pub fn differences(rows: &[(String, [f64; 3])]) -> String {
 
 /// Below each label a line from the first to the third number of its row, and a dot at the second, over one axis for all.
 pub fn intervals(rows: &[(String, Ink, [f64; 3])]) -> String {
-    const LEFT: i32 = 32;
-    const RIGHT: i32 = WIDTH as i32 - 44;
     /// A label stands above its line, so it has the whole width.
     const TALL: u32 = 2 * ROW;
     let all = || rows.iter().flat_map(|(.., ends)| ends).copied();
-    let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(0.0, f64::max));
+    let low = all().fold(f64::INFINITY, f64::min);
     if !low.is_finite() {
         return svg(8, |_| Ok(()));
     }
-    let step = round_up((high - low).max(1e-6) / 4.0);
-    let (low, high) = ((low / step).floor(), (high / step).ceil().max((low / step).floor() + 1.0));
-    let x = |value: f64| {
-        let share = (value / step - low) / (high - low);
-        LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32
-    };
-    let digits = (1.0 - step.log10()).clamp(0.0, 8.0) as usize;
+    let axis = Axis::spanning(low, all().fold(0.0, f64::max), 32);
     let bottom = (rows.len() as u32 * TALL) as i32 + 8;
     svg(bottom as u32 + 48, |area| {
-        for i in low as i64..=high as i64 {
-            let at = i as f64 * step;
-            area.draw(&PathElement::new([(x(at), 0), (x(at), bottom)], line(Ink::Grid, 2)))?;
-            let style = text(Ink::Text, HPos::Center, VPos::Top);
-            area.draw(&Text::new(format!("{at:.digits$}"), (x(at), bottom + 8), style))?;
-        }
+        axis.draw(area, bottom, false)?;
         for ((label, ink, [from, middle, to]), row) in rows.iter().zip(0..) {
             let top = 4 + (row * TALL) as i32;
             let y = top + ROW as i32 * 3 / 2;
             let style = text(Ink::Text, HPos::Left, VPos::Center);
-            area.draw(&Text::new(harmless(label), (LEFT, top + ROW as i32 * 2 / 3), style))?;
-            area.draw(&PathElement::new([(x(*from), y), (x(*to), y)], line(*ink, 4)))?;
-            area.draw(&Circle::new((x(*middle), y), 8, color(*ink).filled()))?;
+            area.draw(&Text::new(harmless(label), (axis.left, top + ROW as i32 * 2 / 3), style))?;
+            area.draw(&PathElement::new([(axis.x(*from), y), (axis.x(*to), y)], line(*ink, 4)))?;
+            area.draw(&Circle::new((axis.x(*middle), y), 8, color(*ink).filled()))?;
         }
         Ok(())
     })
