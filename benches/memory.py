@@ -1,7 +1,7 @@
 """What each command takes: memory at most, as the operating system counts it (peak resident memory), for the table of
 docs/memory.md, and time, for that of docs/benchmarks.md.
 
-    memory.py WORK --imagedex PROGRAM [--counts N N] [--url URL] [--vgg16 N]
+    memory.py WORK --imagedex PROGRAM [--counts N N] [--url URL] [--vgg16 N] [--only COMMAND COMMAND]
 
 Pictures are drawn (32 x 32 PNG, no two alike) and go through a small encoder of 512 numbers, so that 100,000 take minutes and the
 figures show the pipeline, not the model. --vgg16 adds a column with the real model over so many of them, --url a load into that
@@ -120,24 +120,30 @@ class Bench:
                 case 70:
                     path.unlink()
 
-    def rows(self):
+    def rows(self, only):
+        """What each command took; of all, or `only` of those."""
+        for name, run in self.commands():
+            if not only or name in only or name == "extract":
+                yield name, run()
+
+    def commands(self):
         at = self.pipeline
-        yield "extract", self.taken("extract", at)
-        yield "extract, nothing changed", self.taken("extract", at)
-        yield "load, flat", self.taken("load", at)
+        yield "extract", lambda: self.taken("extract", at)
+        yield "extract, nothing changed", lambda: self.taken("extract", at)
+        yield "load, flat", lambda: self.taken("load", at)
         for ending in ["h5", "npy", "csv", "parquet"]:
             out = self.folder / f"features.{ending}"
-            yield f"features export, .{ending}", self.taken("features", "export", out, at)
-            out.unlink()
-        yield "sql, count(*) by label", self.taken("sql", "SELECT label, count(*) FROM features GROUP BY label", at)
-        yield "search", self.taken("search", self.pictures[0], "--pipeline", at)
-        yield f"evaluate, {QUERIES} queries", self.taken("evaluate", at)
-        yield "report", self.taken("report", at)
+            yield f"features export, .{ending}", lambda: self.taken("features", "export", out, at)
+            out.unlink(missing_ok=True)
+        yield "sql, count(*) by label", lambda: self.taken("sql", "SELECT label, count(*) FROM features GROUP BY label", at)
+        yield "search", lambda: self.taken("search", self.pictures[0], "--pipeline", at)
+        yield f"evaluate, {QUERIES} queries", lambda: self.taken("evaluate", at)
+        yield "report", lambda: self.taken("report", at)
         self.change()
-        yield "extract, 1 % changed, 1 % renamed, 1 % gone", self.taken("extract", at)
+        yield "extract, 1 % changed, 1 % renamed, 1 % gone", lambda: self.taken("extract", at)
         for engine in ["hnsw", *(["elasticsearch"] if self.url else [])]:
             # One graph: each metric has its own, and takes as long again.
-            yield f"load, {engine}", self.taken("load", at, "--set", f"load.engine={engine}", "--set", "evaluate.metrics=[\"cosine\"]")
+            yield f"load, {engine}", lambda: self.taken("load", at, "--set", f"load.engine={engine}", "--set", "evaluate.metrics=[\"cosine\"]")
 
 
 def main():
@@ -147,6 +153,7 @@ def main():
     parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--url", default="")
     parser.add_argument("--vgg16", type=int)
+    parser.add_argument("--only", nargs="+", default=[], help="commands as the table calls them; `extract` is always done")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     work, program = args.work.resolve(), os.path.abspath(args.imagedex)
@@ -158,7 +165,7 @@ def main():
     for name, count, card in runs:
         columns[name] = {}
         bench = Bench(program, work / name.replace(", ", "-"), count, card, args.url)
-        for command, (peak, seconds) in bench.rows():
+        for command, (peak, seconds) in bench.rows(args.only):
             print(f"{name}: {command}: {peak / 1e6:.0f} MB, {seconds:.2f} s", file=sys.stderr, flush=True)
             columns[name][command] = peak, seconds
         shutil.rmtree(bench.folder)
@@ -169,13 +176,16 @@ def main():
         (smaller, few), (larger, many) = step
         return (columns[larger][command][what] - columns[smaller][command][what]) / (many - few)
 
-    print(f"| peak resident memory, MB | {' | '.join(columns)} | bytes a picture |\n|---|{'---:|' * (len(columns) + 1)}")
+    last = steps[-1:]
+    print(f"| {' | '.join(['peak resident memory, MB', *columns] + ['bytes a picture'] * len(last))} |")
+    print(f"|---|{'---:|' * (len(columns) + len(last))}")
     for command in columns[small[-1][0]]:
         cells = [f"{column[command][0] / 1e6:.0f}" for column in columns.values()]
-        print(f"| {command} | {' | '.join(cells)} | {slope(command, 0, steps[-1]):,.0f} |")
+        cells += [f"{slope(command, 0, step):,.0f}" for step in last]
+        print(f"| {command} | {' | '.join(cells)} |")
 
-    between = " | ".join(f"µs a picture, {smaller} to {larger}" for (smaller, _), (larger, _) in steps)
-    print(f"\n| seconds | {' | '.join(columns)} | {between} |\n|---|{'---:|' * (len(columns) + len(steps))}")
+    between = [f"µs a picture, {smaller} to {larger}" for (smaller, _), (larger, _) in steps]
+    print(f"\n| {' | '.join(['seconds', *columns, *between])} |\n|---|{'---:|' * (len(columns) + len(steps))}")
     for command in columns[small[-1][0]]:
         cells = [f"{column[command][1]:.2f}" for column in columns.values()]
         cells += [f"{slope(command, 1, step) * 1e6:,.0f}" for step in steps]
