@@ -23,7 +23,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es bench-es-latency bench-evaluate bench-search bench-start memory recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es bench-es-latency bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,7 @@ test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 torture: test-tools setup setup-es setup-opensearch setup-openblas ## kill it 200 times and interrupt it 50 times, and all faults, in one table; half an hour (docs/reliability.md)
+	@$(WITH_FEATURES) cargo test --release --features $(FEATURES) --no-run
 	@TORTURE_KILLS=$${TORTURE_KILLS:-200} TORTURE_SIGNALS=$${TORTURE_SIGNALS:-50} TORTURE_PARTS=all $(WITH_FEATURES) \
 		cargo test --release --features $(FEATURES) --test torture
 
@@ -301,6 +302,13 @@ else
 	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --url http://localhost:$(MEMORY_PORT) --vgg16 1000; \
 		code=$$?; tests/es-node/node.sh down runs/memory-es; exit $$code
 endif
+
+# Debian's linux-perf has to be there; inferno is built by cargo.
+INFERNO_VERSION := 0.12.7
+profile: index setup-peers ## flame graphs of extract and evaluate, in docs/images (docs/benchmarks.md)
+	@[ -e "$(TOOLS_DIR)/bin/inferno-flamegraph" ] || cargo install --quiet --locked --root "$(TOOLS_DIR)" inferno --version $(INFERNO_VERSION) \
+		--no-default-features --features cli
+	@benches/profile.sh "$(IMAGEDEX)" "$(TOOLS_DIR)" "$(PEERS)/bin/python" docs/images
 
 START_PICTURE ?= $(firstword $(wildcard $(IMAGEDEX_CACHE)/samples/cifar10/gallery/*/*))
 bench-start: setup ## from the start of the program to its first picture in the table, for each precision (docs/benchmarks.md)

@@ -72,6 +72,9 @@ fn main() -> ExitCode {
     let ended = crash
         .go(setting("TORTURE_KILLS", 20) as usize, &mut table)
         .and_then(|()| signals.go(setting("TORTURE_SIGNALS", 6) as usize, &mut table));
+    if let Err(reason) = &ended {
+        println!("\n{reason}\n");
+    }
     if let Ok(wanted) = std::env::var("TORTURE_PARTS") {
         parts::run(&wanted, &mut table);
     }
@@ -82,10 +85,7 @@ fn main() -> ExitCode {
             println!("test result: ok. torture: {} tried, 0 lost, seed {seed}, {seconds} s", table.tried());
             ExitCode::SUCCESS
         }
-        (ended, lost) => {
-            if let Err(reason) = ended {
-                println!("\n{reason}");
-            }
+        (_, lost) => {
             println!(
                 "test result: FAILED. torture: {lost} lost; repeat it with TORTURE_SEED={seed}, {seconds} s"
             );

@@ -1,5 +1,7 @@
 //! Parts of the table that are commands of their own. A further part is a further line of [`PARTS`].
 
+use std::io;
+use std::path::PathBuf;
 use std::process::Command;
 
 use crate::support::root;
@@ -40,15 +42,25 @@ pub fn run(wanted: &str, table: &mut Table) {
     }
 }
 
+/// The program of `tests/it` that was built last, beside this one: `cargo`, started from within a test, would build all anew.
+fn integration_tests() -> io::Result<PathBuf> {
+    let ours = std::env::current_exe()?;
+    let folder = ours.parent().ok_or(io::ErrorKind::NotFound)?;
+    let mut newest = None;
+    for entry in folder.read_dir()? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with("it-") && !name.contains('.') {
+            newest = newest.max(Some((entry.metadata()?.modified()?, entry.path())));
+        }
+    }
+    newest.map(|(_, path)| path).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// How many tests ran, and how many passed; none at all is one that failed.
 fn tests(name: &str) -> (usize, usize) {
-    // The same features as ours, or everything would be built again.
-    let features = [("faiss", cfg!(feature = "faiss")), ("milvus", cfg!(feature = "milvus"))];
-    let features: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|(name, _)| *name).collect();
-    let output = Command::new("cargo")
-        .args(["test", "--release", "--features", &features.join(","), "--test", "it", name])
-        .current_dir(root())
-        .output();
+    let output =
+        integration_tests().and_then(|program| Command::new(program).arg(name).current_dir(root()).output());
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     let result = text.lines().find_map(|line| line.strip_prefix("test result: ")).unwrap_or_default();
     // Such as `ok. 12 passed; 0 failed; 0 ignored; …`.

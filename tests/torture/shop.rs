@@ -222,7 +222,7 @@ fn pipeline(side: &Side<'_>, model: Model) -> String {
     };
     format!(
         "name = 'shop'\nwork = 'work'\n\
-         [input]\ngallery = '../gallery'\nqueries = '../queries'\nmax_failures = '90%'\n\
+         [input]\ngallery = '../gallery'\nqueries = '../queries'\nmax_failures = '90%'\nmax_deleted = '100%'\n\
          [model]\n{model}\n\
          [load]\nengine = ['hnsw', 'elasticsearch']\n[load.elasticsearch]\nurl = '{url}'\nalias = '{alias}'\n\
          [evaluate]\nk = [1, 5]\nmetrics = ['cosine', 'l2']\n"
