@@ -67,7 +67,11 @@ fn log_to_stderr(format: LogFormat) {
         "message" => write!(out, "{}", visible_message(&format!("{value:?}"))),
         name => write!(out, "{name}={}", visible_message(&format!("{value:?}"))),
     });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be said is not said: its complaint about that would go to standard error as well, and panic.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => {

@@ -52,7 +52,7 @@ impl fmt::Display for Bytes {
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     #[error(
-        "memory = \"{budget}\" is too little for this run, which needs {needs}; set memory to \"{least}\" or more"
+        "memory = \"{budget}\" is too little for this run, which so far needs {needs}; set memory to \"{least}\" or more"
     )]
     TooLittle {
         budget: Bytes,

@@ -7,6 +7,7 @@ mod search;
 use std::io::Write;
 use std::path::Path;
 
+use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::cli::{Baseline, Cli, Command, Pipeline};
@@ -53,9 +54,7 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
 /// Writes to standard output; a reader that has gone away is told apart in `main`.
 pub fn say(text: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text)?;
-    out.flush()?;
-    Ok(())
+    out.write_all(text).and_then(|()| out.flush()).context("standard output cannot be written to")
 }
 
 /// The bytes of a picture named on the command line.

@@ -56,6 +56,13 @@ const IR_VERSION: i64 = 8;
 /// Greatest magnitude of a signed 8-bit weight; -128 stays unused, so that the range is symmetric.
 const WEIGHT_LEVELS: f32 = 127.0;
 
+/// How alike two inputs of a 3 x 3 plane are: the mean correlation over all pairs of taps, 0.26 to 0.63 from layer to layer, measured on
+/// the photos that the ranges are from.
+const CORRELATION: f64 = 0.45;
+
+/// Each weight is looked at so often; a third time changes nothing worth having.
+const SWEEPS: usize = 2;
+
 /// Steps of an unsigned 8-bit activation.
 const LEVELS: f32 = 255.0;
 
@@ -290,7 +297,9 @@ impl Drawing {
             self.initializers.push(TensorProto::f32(&b, &[outputs], &conv.bias));
             return (w, b);
         };
-        let (steps, weights) = quantise_kernel(kernel, conv.outputs);
+        // Pixels as they are vary more than what comes later, and enter with a channel that is no picture.
+        let correlation = if conv.inputs == 3 { 0.0 } else { CORRELATION };
+        let (steps, weights) = quantise_kernel(kernel, conv.outputs, correlation);
         let sum_steps: Vec<f32> = steps.iter().map(|step| step * input_step).collect();
         let biases: Vec<i32> = conv
             .bias
@@ -361,8 +370,9 @@ fn with_constant_channel(rgb_kernel: &[f32]) -> Vec<f32> {
     kernel
 }
 
-/// The step of each output channel and the weights in these steps.
-fn quantise_kernel(kernel: &[f32], outputs: usize) -> (Vec<f32>, Vec<i8>) {
+/// The step of each output channel and the weights in these steps. `correlation` is that of neighbouring inputs: 0 rounds each weight by
+/// itself.
+fn quantise_kernel(kernel: &[f32], outputs: usize, correlation: f64) -> (Vec<f32>, Vec<i8>) {
     let mut steps = Vec::with_capacity(outputs);
     let mut weights = Vec::with_capacity(kernel.len());
     for channel in kernel.chunks_exact(kernel.len() / outputs) {
@@ -370,13 +380,32 @@ fn quantise_kernel(kernel: &[f32], outputs: usize) -> (Vec<f32>, Vec<i8>) {
         // A channel of zeros needs some step; any will do.
         let step = if greatest > 0.0 { greatest / WEIGHT_LEVELS } else { 1.0 };
         steps.push(step);
-        weights.extend(
-            channel
-                .iter()
-                .map(|weight| (weight / step).round_ties_even().clamp(-WEIGHT_LEVELS, WEIGHT_LEVELS) as i8),
-        );
+        for plane in channel.chunks(PLANE) {
+            let exact: Vec<f64> = plane.iter().map(|weight| f64::from(weight / step)).collect();
+            weights.extend(round_together(&exact, correlation));
+        }
     }
     (steps, weights)
+}
+
+/// Rounds the weights of one plane so that their errors cancel: with `r` the correlation of the inputs, they are those of least
+/// `(1 - r) * sum(error^2) + r * sum(error)^2`, one weight after the other, over and over.
+///
+/// Where neighbouring inputs are alike, what counts is the sum of the errors, which rounding each to the nearest leaves to chance.
+/// Sums and products in a fixed order, so the same on every machine.
+fn round_together(exact: &[f64], correlation: f64) -> Vec<i8> {
+    let levels = f64::from(WEIGHT_LEVELS);
+    let round = |x: f64| x.round_ties_even().clamp(-levels, levels);
+    let mut rounded: Vec<f64> = exact.iter().map(|&x| round(x)).collect();
+    let mut sum: f64 = rounded.iter().zip(exact).map(|(rounded, exact)| rounded - exact).sum();
+    for _ in 0..SWEEPS {
+        for (rounded, exact) in rounded.iter_mut().zip(exact) {
+            let others = sum - (*rounded - exact);
+            *rounded = round(exact - correlation * others);
+            sum = others + (*rounded - exact);
+        }
+    }
+    rounded.into_iter().map(|weight| weight as i8).collect()
 }
 
 #[cfg(test)]
@@ -385,12 +414,26 @@ mod tests {
 
     #[test]
     fn weights_are_rounded_to_the_nearest_of_127_steps() {
-        let (steps, weights) = quantise_kernel(&[127.0, -63.4, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0], 2);
+        let (steps, weights) = quantise_kernel(&[127.0, -63.4, 0.5, 1.5, 0.0, 0.0, 0.0, 0.0], 2, 0.0);
         assert_eq!(steps, [1.0, 1.0]);
         assert_eq!(weights, [127, -63, 0, 2, 0, 0, 0, 0]);
-        let (steps, weights) = quantise_kernel(&[-2.54, 1.25], 1);
+        let (steps, weights) = quantise_kernel(&[-2.54, 1.25], 1, 0.0);
         assert!((steps[0] - 0.02).abs() < 1e-8);
         assert_eq!(weights, [-127, 62]);
+    }
+
+    #[test]
+    fn errors_of_weights_that_see_the_same_cancel() {
+        let exact = [0.4; PLANE];
+        assert_eq!(round_together(&exact, 0.0), [0; PLANE]);
+        let sum: i32 = round_together(&exact, 0.45).iter().map(|&weight| i32::from(weight)).sum();
+        // To the nearest is 3.6 off; three or four weights of one are less than half of a step off.
+        assert!((3..=4).contains(&sum), "{sum}");
+        // The last steps stay the last.
+        assert_eq!(round_together(&[127.0, 126.6, -127.0], 1.0), [127, 127, -127]);
+        for weight in round_together(&[126.9; PLANE], 1.0) {
+            assert!(weight > 125);
+        }
     }
 
     /// The int8 graph's first layer has to see the very numbers that the float one sees.

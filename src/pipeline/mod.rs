@@ -420,7 +420,7 @@ impl<'a> Run<'a> {
         let readable = seen.len();
         let plan = stages.time("plan", || self.block_on(store.plan(seen)))?;
         stages.count(readable, plan.to_embed());
-        ledger.note(format!("the list of {found} pictures"));
+        ledger.note(format!("the list of {found} pictures and the table's log"));
         store = store.within(ledger.share(0)?);
         let mut embedded = 0;
         let mut interrupted = interrupt::is_set();
@@ -429,6 +429,7 @@ impl<'a> Run<'a> {
             let of = |split| self.block_on(store.count(Some(split)));
             let (gallery, queries) = (of(Split::Gallery)?, of(Split::Query)?);
             let stored = |split| if split == Split::Gallery { gallery } else { queries };
+            plan.check_readable(&failures)?;
             plan.check_deletions(self.config.input.max_deleted, stored)?;
         }
         let mut deleted = plan.delete.len();

@@ -247,13 +247,23 @@ fn link_loops_dead_links_and_bad_names_are_failures() {
     std::fs::create_dir(folder.path().join("a")).expect("writable");
     std::fs::write(folder.path().join("a/1.png"), &png).expect("writable");
     std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).expect("writable");
+    // Not above the walk's root alone: through it, each picture would be found twice.
+    std::os::unix::fs::symlink("../..", folder.path().join("a/up")).expect("writable");
     std::os::unix::fs::symlink("nowhere.png", folder.path().join("a/dead.png")).expect("writable");
     std::fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"a/\xff.png")), &png).expect("writable");
     let found = scan(folder.path(), LabelRule::Folder).expect("has pictures");
     assert_eq!(ids(&found), ["a/1.png"]);
     let kinds: Vec<_> =
         found.failures.iter().map(|failure| (failure.path.as_str(), failure.kind.as_str())).collect();
-    assert_eq!(kinds, [("a/\\xff.png", "name"), ("a/dead.png", "unreadable"), ("a/loop", "link_loop")]);
+    assert_eq!(
+        kinds,
+        [
+            ("a/\\xff.png", "name"),
+            ("a/dead.png", "unreadable"),
+            ("a/loop", "link_loop"),
+            ("a/up", "link_loop"),
+        ]
+    );
 }
 
 #[test]
@@ -671,4 +681,17 @@ fn a_run_that_stored_nothing_ties_the_folder_to_no_settings() {
     imagedex(["run", &pipeline, "--set", "model.provider=openvino"]).exits(0);
     // Now there is something in it.
     imagedex(["run", &pipeline]).exits(2).complains("made with other settings");
+}
+
+#[test]
+fn standard_error_that_takes_nothing_changes_no_exit_code() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("a full device");
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"));
+    let status = program.args(["run", "no/such.toml"]).stderr(full()).status().expect("runs");
+    assert_eq!(status.code(), Some(2));
+    let mut program = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"));
+    let output = program.args(["completions", "bash"]).stdout(full()).output().expect("runs");
+    assert_eq!(output.status.code(), Some(4));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("standard output cannot be written to: No space left"), "{said}");
 }

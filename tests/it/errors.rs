@@ -166,7 +166,9 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Io { path: s(), reason: s(), remedy: "" }
             Damaged { file: s(), reason: s(), remedy: "" }
             TooManyGone { split: "", gone: 1, stored: 1, budget: Budget::Count(0) }
+            BelowUnreadable { split: "", folder: s(), reason: s(), gone: 1 }
             Unreadable { path: s(), reason: s() }
+            Newer { path: s(), reason: s() }
             Conflict { path: s(), reason: s() }
             InvalidRow { split: "", id: s(), reason: s() }
             Duplicate { split: "", id: s(), place: "" }

@@ -280,7 +280,7 @@ fn a_gallery_that_goes_away_in_the_middle_of_a_run_deletes_nothing() {
 fn a_table_of_the_future_is_refused_and_left_alone() {
     let changes = [
         (r#""imagedex.schema_version":"2""#, r#""imagedex.schema_version":"3""#, "schema version 3"),
-        (r#""minReaderVersion":1"#, r#""minReaderVersion":99"#, "99"),
+        (r#""minReaderVersion":1"#, r#""minReaderVersion":99"#, "newer than this one"),
     ];
     for (ours, newer, says) in changes {
         let shop = shop();
@@ -346,6 +346,47 @@ fn a_folder_that_cannot_be_written_is_named() {
 }
 
 #[cfg(target_os = "linux")]
+#[test]
+fn what_lies_below_a_folder_that_cannot_be_read_is_not_deleted() {
+    let shop = shop();
+    let (there, away) = (shop.path("gallery/a"), shop.path("away"));
+    std::fs::rename(&there, &away).unwrap();
+    std::os::unix::fs::symlink(shop.path("not/mounted"), &there).unwrap();
+    let pipeline = shop.path("shop.toml");
+    // However many failures and deletions are allowed.
+    let sets = ["--set", "input.max_failures=100%", "--set", "input.max_deleted=100%"];
+    let run = || imagedex(["extract", &pipeline.to_string_lossy()].into_iter().chain(sets));
+    run()
+        .exits(4)
+        .complains("3 gallery pictures are stored below a, which cannot be read now")
+        .complains("mount it");
+    verify(&shop, &[]).exits(0).says("6 sound rows");
+    // What has come up elsewhere is not lost.
+    std::fs::rename(&away, shop.path("gallery/c")).unwrap();
+    run().exits(0);
+    assert_eq!(shop.run_json()["books"]["embedded"], json!(0));
+    std::fs::rename(shop.path("gallery/c"), &away).unwrap();
+    std::fs::remove_file(&there).unwrap();
+    run().exits(0);
+    assert_eq!(shop.run_json()["books"]["deleted"], json!(3), "no folder, no pictures");
+}
+
+#[test]
+fn an_emptied_log_entry_is_named_by_every_command() {
+    let shop = shop();
+    let last = entry(&shop, shop.run_json()["table_version"].as_u64().unwrap());
+    std::fs::write(&last, "").unwrap();
+    let name = last.file_name().unwrap().to_string_lossy().into_owned();
+    for command in ["extract", "load", "evaluate", "run"] {
+        shop.imagedex(command).exits(4).complains(&name).complains("features verify --repair");
+    }
+    let pipeline = shop.path("shop.toml");
+    imagedex(["sql", "SELECT count(*) FROM features", &pipeline.to_string_lossy()]).exits(4).complains(&name);
+    verify(&shop, &["--repair"]).exits(0);
+    shop.imagedex("extract").exits(0);
+    is_whole(&shop);
+}
+
 #[test]
 fn an_empty_mount_point_is_no_empty_gallery() {
     let shop = shop();

@@ -30,9 +30,9 @@ const ROUNDS: usize = 25;
 const MORE_KIB: u64 = 64 << 10;
 /// Whoever opens the table opens each entry of its log since the last checkpoint, and Delta makes one every so many commits.
 const LOG_ENTRIES: u64 = 100;
-/// Files of the table that a commit may add: a Parquet file, its change data, its entry in the log, and what a checkpoint takes.
-/// Delta keeps those that were replaced for seven days, so they do grow within one day.
-const FILES_A_COMMIT: u64 = 5;
+/// Files of the table that a commit may add: a Parquet file, its change data, a checksum of each, its entry in the log, and what a
+/// checkpoint takes. Delta keeps those that were replaced for seven days, so they do grow within one day.
+const FILES_A_COMMIT: u64 = 6;
 
 /// What a round came to.
 struct Round {

@@ -153,7 +153,14 @@ impl Client {
             let product = self.product;
             Ok::<_, elasticsearch::Error>(Reply { product, status, body: response.bytes().await? })
         };
-        self.handle.block_on(sent).map_err(|error| NoAnswer(self.unreachable(&error)))
+        self.handle.block_on(async {
+            tokio::select! {
+                answer = sent => answer.map_err(|error| NoAnswer(self.unreachable(&error))),
+                () = out_of_patience() => {
+                    Err(NoAnswer(format!("{} does not answer, and the run was asked to end", self.address)))
+                }
+            }
+        })
     }
 
     /// A request that may be sent twice, until it is answered with something else than "busy" or given up. Every answer that
@@ -246,6 +253,18 @@ impl Client {
         };
         format!("{} does not answer: {reason}{remedy}", self.address)
     }
+}
+
+/// Once a run was asked to end, what is under way and what has to be cleaned up gets so long in all: service managers kill after two
+/// minutes or less.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Ends when there is no more time for a request; one that begins later still has a moment.
+async fn out_of_patience() {
+    while interrupt::since().is_none_or(|since| since < PATIENCE) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
 }
 
 /// What a body is.

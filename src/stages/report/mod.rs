@@ -314,10 +314,15 @@ impl RunRecord {
 
 /// Writes a file beside `path` and renames it over `path` once it is whole and on disk, and flushes the name as well: readers
 /// see the old file or the new one, never half of either, also after a power cut. On an error says why, and leaves the old one.
+/// A pipe or a device is written to, and stays what it is.
 pub(crate) fn write_whole<E: fmt::Display + From<io::Error>>(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), E>,
 ) -> Result<(), String> {
+    if fs::metadata(path).is_ok_and(|kind| !kind.is_file() && !kind.is_dir()) {
+        let mut file = File::options().write(true).open(path).map_err(|error| error.to_string())?;
+        return write(&mut file).map_err(|error| error.to_string());
+    }
     let mut file = temporary_in(folder_of(path)).map_err(|error| error.to_string())?;
     write(file.as_file_mut()).map_err(|error| error.to_string())?;
     file.as_file().sync_all().map_err(|error| error.to_string())?;

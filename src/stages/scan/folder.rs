@@ -24,6 +24,7 @@ const RAW: [&str; 9] = ["dng", "cr2", "nef", "nrw", "arw", "orf", "rw2", "raf", 
 ///
 /// Errors: a folder that was there and is not, which is no folder without pictures.
 pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan) -> Result<(), ScanError> {
+    let above = root.canonicalize().unwrap_or_else(|_| root.to_owned());
     let mut walk = WalkDir::new(root).follow_links(true).into_iter();
     while let Some(entry) = walk.next() {
         match entry {
@@ -33,7 +34,19 @@ pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan)
                     walk.skip_current_dir();
                 }
             }
-            Ok(entry) if entry.file_type().is_dir() => {}
+            Ok(entry) if entry.file_type().is_dir() => {
+                // The walk knows the folders that it came through, not those above its root.
+                let leads_up = || entry.path().canonicalize().is_ok_and(|target| above.starts_with(target));
+                if entry.depth() > 0 && entry.path_is_symlink() && leads_up() {
+                    scan.fail(
+                        &shown(entry.path().strip_prefix(root).unwrap_or(entry.path())),
+                        split,
+                        "link_loop",
+                        LOOP,
+                    );
+                    walk.skip_current_dir();
+                }
+            }
             Ok(entry) => file(root, &entry, split, rule, scan),
             Err(error) if error.path().and_then(Path::file_name).is_some_and(is_hidden) => {
                 scan.skip("hidden")
@@ -43,10 +56,7 @@ pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan)
                     .path()
                     .map_or_else(String::new, |path| shown(path.strip_prefix(root).unwrap_or(path)));
                 match (error.loop_ancestor(), error.io_error()) {
-                    (Some(_), _) => {
-                        let reason = "a symbolic link that leads back to a folder above it; remove the link";
-                        scan.fail(&path, split, "link_loop", reason);
-                    }
+                    (Some(_), _) => scan.fail(&path, split, "link_loop", LOOP),
                     (None, Some(io)) if error.path().is_some_and(|path| went_away(path, io)) => {
                         let path = error.path().unwrap_or(root).to_owned();
                         return Err(ScanError::Vanished { what: split.input(), path });
@@ -59,6 +69,8 @@ pub(super) fn scan(root: &Path, split: Split, rule: &LabelRule, scan: &mut Scan)
     }
     Ok(())
 }
+
+const LOOP: &str = "a symbolic link that leads back to a folder above it; remove the link";
 
 fn is_hidden(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b".")

@@ -61,8 +61,17 @@ pub enum StoreError {
          --set input.max_deleted=100%"
     )]
     TooManyGone { split: &'static str, gone: usize, stored: usize, budget: Budget },
+    #[error(
+        "{gone} {split} pictures are stored below {folder}, which cannot be read now ({reason}), so nothing was changed; mount it or make \
+         it readable; if the pictures are gone for good, remove {folder} from the input"
+    )]
+    BelowUnreadable { split: &'static str, folder: String, reason: String, gone: usize },
     #[error("{path} cannot be read: {reason}; run `imagedex extract` to write it again")]
     Unreadable { path: String, reason: String },
+    #[error(
+        "{path} was written by a program that is newer than this one: {reason}; use a newer imagedex, or name another table"
+    )]
+    Newer { path: String, reason: String },
     #[error("another program wrote to {path} at the same time ({reason}); let it finish, then run again")]
     Conflict { path: String, reason: String },
     /// A file that is imported holds what no table can. Mend the file, and import it again.
@@ -118,7 +127,15 @@ impl StoreError {
                 source:
                     source @ (TransactionError::CommitConflict(_) | TransactionError::MaxCommitAttempts(_)),
             } => StoreError::Conflict { path: shown, reason: source.to_string() },
-            error => StoreError::Failed { path: shown, reason: one_line(&error.to_string()) },
+            error => {
+                let reason = one_line(&error.to_string());
+                match reason.contains("nsupported minimum reader")
+                    || reason.contains("nsupported table feature")
+                {
+                    true => StoreError::Newer { path: shown, reason },
+                    false => StoreError::Failed { path: shown, reason },
+                }
+            }
         }
     }
 

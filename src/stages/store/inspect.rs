@@ -408,12 +408,28 @@ pub(super) fn inspect_log(dir: &Path) -> Result<Vec<Problem>, StoreError> {
     Ok(problems)
 }
 
-/// Whether the log entry of `version` was written and is gone.
-pub(super) fn lost_entry(dir: &Path, version: u64) -> Result<Option<Problem>, StoreError> {
-    let file = dir.join("_delta_log").join(format!("{version:020}.json"));
-    let is_written = checksum_file(&file).is_some_and(|sum| sum.exists());
-    let is_lost = is_written && !file.try_exists().map_err(|error| StoreError::io(&file, &error))?;
-    Ok(is_lost.then(|| Problem { file, reason: MISSING.to_owned(), kind: Kind::Entry(version) }))
+/// The first damaged entry of a log that was read as of `version`, of those since its last checkpoint; the next entry counts as well,
+/// if it was written and is gone.
+pub(super) fn damaged_entry(dir: &Path, version: u64) -> Result<Option<Problem>, StoreError> {
+    let entry = |version: u64| dir.join("_delta_log").join(format!("{version:020}.json"));
+    let problem = |version, reason| Problem { file: entry(version), reason, kind: Kind::Entry(version) };
+    let is_checkpoint = |version: &u64| entry(*version).with_extension("checkpoint.parquet").exists();
+    for version in (0..=version).rev().take_while(|version| !is_checkpoint(version)) {
+        let file = entry(version);
+        match damage_of_entry(&file) {
+            // Swept up, as it is older than a checkpoint of several parts or the like, which Delta read.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            damage => {
+                if let Some(reason) = damage.map_err(|error| StoreError::io(&file, &error))? {
+                    return Ok(Some(problem(version, reason)));
+                }
+            }
+        }
+    }
+    let next = entry(version + 1);
+    let is_written = checksum_file(&next).is_some_and(|sum| sum.exists());
+    let is_lost = is_written && !next.try_exists().map_err(|error| StoreError::io(&next, &error))?;
+    Ok(is_lost.then(|| problem(version + 1, MISSING.to_owned())))
 }
 
 /// What is wrong with one entry of the log.

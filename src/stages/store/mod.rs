@@ -111,10 +111,10 @@ impl FeatureStore {
             Err(error @ StoreError::Failed { .. }) => {
                 Err(inspect::inspect_log(dir)?.first().map_or(error, |problem| problem.error()))
             }
-            // Without its last entries a log is one of an earlier version, and Delta is content.
-            Ok(store) => match inspect::lost_entry(dir, store.version() + 1)? {
+            // Without its last entries, or with an empty one, a log is one of an earlier version, and Delta is content.
+            Ok(store) => match inspect::damaged_entry(dir, store.version())? {
                 Some(problem) => Err(problem.error()),
-                None => Ok(Some(store)),
+                None => store.missing_file().map_or(Ok(Some(store)), Err),
             },
             Err(error) => Err(error),
         }

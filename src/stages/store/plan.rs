@@ -18,6 +18,7 @@ use super::write::now_us;
 use super::{CommitFacts, FeatureStore, StoreError, parse_split};
 use crate::config::Budget;
 use crate::panics::Rows;
+use crate::stages::decode::Failure;
 use crate::stages::scan::{ImageRef, Seen, Split};
 
 /// What a run has to do: first [`apply`](FeatureStore::apply) `reuse` and `delete`, then embed and write the
@@ -74,7 +75,7 @@ impl Plan {
         allowed: Option<Budget>,
         stored: impl Fn(Split) -> usize,
     ) -> Result<(), StoreError> {
-        let moved: HashSet<&(Split, String)> = self.reuse.iter().map(|reuse| &reuse.source).collect();
+        let moved = self.moved();
         for split in [Split::Gallery, Split::Query] {
             let gone = self.delete.iter().filter(|key| key.0 == split && !moved.contains(key)).count();
             let stored = stored(split);
@@ -83,6 +84,28 @@ impl Plan {
             if gone > 0 && is_asked && budget.is_exceeded(gone as u64, stored as u64) {
                 return Err(StoreError::TooManyGone { split: split.name(), gone, stored, budget });
             }
+        }
+        Ok(())
+    }
+
+    /// Rows whose vector another picture takes.
+    fn moved(&self) -> HashSet<&(Split, String)> {
+        self.reuse.iter().map(|reuse| &reuse.source).collect()
+    }
+
+    /// Refuses to delete what is stored below a folder that could not be read: whatever is in it, it is not gone. `failures` are those
+    /// of the scan.
+    pub fn check_readable(&self, failures: &[Failure]) -> Result<(), StoreError> {
+        let unread: HashMap<_, _> = failures.iter().map(|at| ((at.split, at.path.as_str()), at)).collect();
+        let folders = |(split, id): &(Split, String)| {
+            id.match_indices('/').find_map(|(end, _)| unread.get(&(*split, &id[..end])).copied())
+        };
+        let moved = self.moved();
+        let mut below = self.delete.iter().filter(|key| !moved.contains(key)).filter_map(folders);
+        if let Some(Failure { path, split, reason, .. }) = below.next() {
+            let gone = 1 + below.filter(|folder| (folder.split, &folder.path) == (*split, path)).count();
+            let (folder, reason) = (path.clone(), reason.clone());
+            return Err(StoreError::BelowUnreadable { split: split.name(), folder, reason, gone });
         }
         Ok(())
     }

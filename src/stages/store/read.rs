@@ -272,21 +272,28 @@ impl FeatureStore {
         self.diagnose().unwrap_or_else(|| StoreError::datafusion(&self.dir, error))
     }
 
+    /// The first of the table's files that is missing, is no file, or has another size than when it was written: what shows unread.
+    pub(super) fn missing_file(&self) -> Option<StoreError> {
+        self.files_with_size().ok()?.into_iter().find_map(|(file, size)| {
+            let reason = match fs::metadata(&file) {
+                Ok(metadata) if !metadata.is_file() => "is no file".to_owned(),
+                Ok(metadata) if metadata.len() != size => format!("has {} bytes of {size}", metadata.len()),
+                Ok(_) => return None,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => "is missing".to_owned(),
+                Err(error) => return Some(StoreError::io(&file, &error)),
+            };
+            Some(StoreError::damaged(&file, &reason))
+        })
+    }
+
     /// The first of the table's files that is missing, has another size than when it was written, or cannot
     /// be read.
     pub(super) fn diagnose(&self) -> Option<StoreError> {
-        for (file, size) in self.files_with_size().ok()? {
+        if let Some(error) = self.missing_file() {
+            return Some(error);
+        }
+        for (file, _) in self.files_with_size().ok()? {
             let damaged = |reason: String| Some(StoreError::damaged(&file, &reason));
-            match fs::metadata(&file) {
-                Ok(metadata) if metadata.len() != size => {
-                    return damaged(format!("has {} bytes of {size}", metadata.len()));
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    return damaged("is missing".into());
-                }
-                Err(error) => return Some(StoreError::io(&file, &error)),
-            }
             if let Err(error) = fs::File::open(&file) {
                 return Some(StoreError::io(&file, &error));
             }
