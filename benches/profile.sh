@@ -16,11 +16,11 @@ mkdir -p "$out"
 
 # The name of the graph; perf's file.
 draw() {
-    # What OpenVINO compiles at run time has no names. How threads begin is the same for all, and tells nothing.
+    # What OpenVINO compiles at run time has no names. How threads begin and share work out is the same for all, and tells nothing.
     perf script --no-inline -i "$2" 2>/dev/null | "$tools/bin/inferno-collapse-perf" 2>/dev/null \
         | sed -E 's/\[perf-[0-9]+\.map\]/kernels that OpenVINO compiled/g
                   s/;clone3;start_thread;(<std::sys::thread[^;]*;)?(core::ops::[^;]*;)?(std::sys::backtrace[^;]*;)?/;/
-                  s/rayon_core::registry::ThreadBuilder::run;//; s/rayon_core::registry::WorkerThread::wait_until_cold;//' > "$work/stacks"
+                  s/;<?rayon(_core)?::[^;]*//g' > "$work/stacks"
     "$tools/bin/inferno-flamegraph" --title "imagedex $1" --deterministic --minwidth 0.4 --countname ns "$work/stacks" > "$out/flame-$1.svg"
     echo "$out/flame-$1.svg"
     perf report -i "$2" --no-children --sort dso --call-graph none --percent-limit 1 --stdio 2>/dev/null | sed -n '/^ *[0-9]/p' \
