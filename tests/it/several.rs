@@ -126,7 +126,10 @@ fn the_recall_report_over_shop_photos() {
             let same = flat.as_array().expect("metrics").iter().find(|of| of["metric"] == *name).expect("it");
             if evaluation["exact"] == true {
                 assert_eq!(mean, 1.0, "{engine} {name}");
-                assert_eq!(metric["micro"], same["micro"], "{engine} {name}");
+                // A server scores in 32 bits: of two pictures that are alike to the last bit either may go first.
+                assert_eq!(metric["micro"]["at"], same["micro"]["at"], "{engine} {name}");
+                let map = |of: &Value| of["micro"]["map"].as_f64().expect("a number");
+                assert!((map(metric) - map(same)).abs() < 1e-4, "{engine} {name}");
             } else {
                 // Elasticsearch's graph holds 8 bits a number, and does not score again.
                 assert!(mean > 0.85, "{engine} {name}: {recall}");

@@ -320,7 +320,9 @@ async fn a_cut_off_or_missing_file_is_named() {
             Some(bytes) => std::fs::write(file, bytes).unwrap(),
             None => std::fs::remove_file(file).unwrap(),
         }
-        let store = open(dir.path()).await;
+        // What is gone or too short shows when the table is opened.
+        let opened = FeatureStore::open(dir.path()).await;
+        assert_eq!(opened.is_ok(), what == "overwritten", "{what}");
         let error = store.read(None).await.unwrap_err();
         assert!(
             matches!(&error, StoreError::Damaged { file, .. } if file.ends_with(name)),
