@@ -293,7 +293,7 @@ bench-evaluate: index setup-peers ## 10,000 queries (or QUERIES) in 60,000 pictu
 
 # QUICK=1: 500 and 5,000 pictures, without a server and without VGG16.
 MEMORY_PORT ?= 9499
-memory: setup setup-es setup-peers ## what each command takes, memory and time, at 1,000, 10,000 and 100,000 pictures (docs/memory.md); QUICK=1: at 500 and 5,000
+memory: setup setup-es setup-peers ## what each command takes, memory and time, at 1,000 to 100,000 pictures (docs/memory.md); QUICK=1: at 500 and 5,000
 	@rm -rf runs/memory
 ifdef QUICK
 	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --counts 500 5000

@@ -150,7 +150,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--imagedex", required=True)
-    parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--counts", type=int, nargs="+", default=[1_000, 10_000, 60_000, 100_000])
     parser.add_argument("--url", default="")
     parser.add_argument("--vgg16", type=int)
     parser.add_argument("--only", nargs="+", default=[], help="commands as the table calls them; `extract` is always done")

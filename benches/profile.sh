@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Where the time of `extract` and `evaluate` goes: flame graphs, and the shares of their threads and libraries.
+# Where the time of `extract` and `evaluate` goes: flame graphs, and the shares of libraries.
 #
 #     profile.sh PROGRAM TOOLS PYTHON OUT
 #

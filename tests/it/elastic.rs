@@ -963,19 +963,29 @@ fn interrupted(
     alias: &str,
     is_slow: impl Fn(&crate::es_proxy::Asked) -> bool + Send + Sync + 'static,
 ) -> (Shop, crate::support::Said, Vec<String>) {
+    // A server that answers so slowly that the signal comes first.
+    interrupted_after(alias, Duration::from_secs(4), is_slow)
+}
+
+/// The same with answers that are late by `delay`, on which the program would wait for an hour.
+fn interrupted_after(
+    alias: &str,
+    delay: Duration,
+    is_slow: impl Fn(&crate::es_proxy::Asked) -> bool + Send + Sync + 'static,
+) -> (Shop, crate::support::Said, Vec<String>) {
     let node = Node::shared();
     let shop = drawn(Node::shared(), alias, "");
     shop.imagedex("run").exits(0);
     let live = node.behind(alias);
     shop.picture("gallery/owl/new.png", 99);
-    // A server that answers so slowly that the signal comes first.
     let proxy = Proxy::before(node.port(), move |asked| match is_slow(asked) {
-        true => Fault::Delay(Duration::from_secs(4)),
+        true => Fault::Delay(delay),
         false => Fault::Pass,
     });
     let url = format!("load.elasticsearch.url={}", proxy.url());
     let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_imagedex"))
         .args(["run", &shop.path("shop.toml").to_string_lossy(), "--set", &url])
+        .args(["--set", "load.elasticsearch.timeout_seconds=3600"])
         .env("IMAGEDEX_CACHE", cache())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
@@ -987,7 +997,27 @@ fn interrupted(
     }
     let killed = std::process::Command::new("kill").args(["-INT", &run.id().to_string()]).status();
     assert!(killed.expect("kill starts").success());
-    (shop, said(run.wait_with_output().expect("it ends")), live)
+    // What docs/operations.md tells service managers to allow; it takes a sixth of that.
+    for _ in 0..1_200 {
+        if run.try_wait().expect("a state").is_some() {
+            return (shop, said(run.wait_with_output().expect("its words")), live);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    run.kill().expect("killed");
+    panic!("still there two minutes after the signal: {:?}", run.wait_with_output());
+}
+
+#[test]
+fn a_server_that_hangs_does_not_hold_up_the_end() {
+    let (node, alias) = (Node::shared(), alias());
+    let hangs = std::sync::atomic::AtomicBool::new(false);
+    let (_, said, live) = interrupted_after(&alias, Duration::from_secs(1_200), move |asked| {
+        // From the first bulk request on nothing is answered, also what would clean up.
+        hangs.fetch_or(asked.bulk.is_some(), Ordering::SeqCst) || asked.bulk.is_some()
+    });
+    said.exits(130);
+    assert_eq!(node.behind(&alias), live);
 }
 
 #[test]

@@ -126,10 +126,15 @@ fn the_recall_report_over_shop_photos() {
             let same = flat.as_array().expect("metrics").iter().find(|of| of["metric"] == *name).expect("it");
             if evaluation["exact"] == true {
                 assert_eq!(mean, 1.0, "{engine} {name}");
-                // A server scores in 32 bits: of two pictures that are alike to the last bit either may go first.
-                assert_eq!(metric["micro"]["at"], same["micro"]["at"], "{engine} {name}");
-                let map = |of: &Value| of["micro"]["map"].as_f64().expect("a number");
-                assert!((map(metric) - map(same)).abs() < 1e-4, "{engine} {name}");
+                let (mut ours, mut best) = (metric["micro"].clone(), same["micro"].clone());
+                // A server scores in 32 bits: of two pictures that are alike to their last bit either may go first, far down in a
+                // ranking, which MAP looks at to its end.
+                if ["elasticsearch", "opensearch", "milvus"].iter().any(|server| engine == server) {
+                    let [ours, best] =
+                        [&mut ours, &mut best].map(|of| of["map"].take().as_f64().expect("MAP"));
+                    assert!((ours - best).abs() < 1e-5, "{engine} {name}: {ours} {best}");
+                }
+                assert_eq!(ours, best, "{engine} {name}");
             } else {
                 // Elasticsearch's graph holds 8 bits a number, and does not score again.
                 assert!(mean > 0.85, "{engine} {name}: {recall}");

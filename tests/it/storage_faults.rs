@@ -345,7 +345,6 @@ fn a_folder_that_cannot_be_written_is_named() {
     is_whole(&shop);
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn what_lies_below_a_folder_that_cannot_be_read_is_not_deleted() {
     let shop = shop();
@@ -387,6 +386,7 @@ fn an_emptied_log_entry_is_named_by_every_command() {
     is_whole(&shop);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn an_empty_mount_point_is_no_empty_gallery() {
     let shop = shop();

@@ -346,3 +346,30 @@ pub(crate) fn temporary_in(folder: &Path) -> io::Result<NamedTempFile> {
     }
     builder.prefix(".imagedex-").tempfile_in(folder)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::FileTypeExt;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_written_to_and_stays_a_pipe() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let pipe = folder.path().join("page.html");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo starts");
+        assert!(made.success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || {
+                let mut text = String::new();
+                File::open(pipe).and_then(|mut pipe| pipe.read_to_string(&mut text)).map(|_| text)
+            }
+        });
+        write_whole(&pipe, |out| out.write_all(b"a page")).expect("written");
+        assert_eq!(reader.join().expect("no panic").expect("read"), "a page");
+        assert!(fs::metadata(&pipe).expect("there").file_type().is_fifo());
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1, "nothing beside it");
+    }
+}

@@ -293,15 +293,22 @@ enum Whole {
     Damaged(String),
 }
 
-fn whole(file: &Path, size: Option<u64>) -> io::Result<Whole> {
+/// What shows of a file's damage without reading it.
+pub(super) fn damage_unread(file: &Path, size: Option<u64>) -> io::Result<Option<String>> {
     let metadata = match fs::metadata(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Whole::Damaged(MISSING.to_owned()));
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(MISSING.to_owned())),
         metadata => metadata?,
     };
-    if let Some(size) = size.filter(|size| *size != metadata.len()) {
-        return Ok(Whole::Damaged(format!("has {} bytes of {size}", metadata.len())));
+    if !metadata.is_file() {
+        return Ok(Some("is no file".to_owned()));
+    }
+    let other = size.filter(|size| *size != metadata.len());
+    Ok(other.map(|size| format!("has {} bytes of {size}", metadata.len())))
+}
+
+fn whole(file: &Path, size: Option<u64>) -> io::Result<Whole> {
+    if let Some(reason) = damage_unread(file, size)? {
+        return Ok(Whole::Damaged(reason));
     }
     Ok(match check_sum(file)? {
         Sum::Right => Whole::Right,
@@ -417,7 +424,7 @@ pub(super) fn damaged_entry(dir: &Path, version: u64) -> Result<Option<Problem>,
     for version in (0..=version).rev().take_while(|version| !is_checkpoint(version)) {
         let file = entry(version);
         match damage_of_entry(&file) {
-            // Swept up, as it is older than a checkpoint of several parts or the like, which Delta read.
+            // Swept up: it is older than a checkpoint of several parts, whose names are others. Delta would have missed it otherwise.
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,
             damage => {
                 if let Some(reason) = damage.map_err(|error| StoreError::io(&file, &error))? {

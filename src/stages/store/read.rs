@@ -13,7 +13,7 @@ use datafusion::error::DataFusionError;
 use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::prelude::{Expr, JoinType, SessionConfig, SessionContext, col, lit};
 
-use super::inspect::read_parquet;
+use super::inspect::{damage_unread, read_parquet};
 use super::schema::{append_rows, sort_by_key};
 use super::{COLUMNS, FeatureStore, StoreError, first_key};
 use crate::panics::{self, Rows};
@@ -275,14 +275,10 @@ impl FeatureStore {
     /// The first of the table's files that is missing, is no file, or has another size than when it was written: what shows unread.
     pub(super) fn missing_file(&self) -> Option<StoreError> {
         self.files_with_size().ok()?.into_iter().find_map(|(file, size)| {
-            let reason = match fs::metadata(&file) {
-                Ok(metadata) if !metadata.is_file() => "is no file".to_owned(),
-                Ok(metadata) if metadata.len() != size => format!("has {} bytes of {size}", metadata.len()),
-                Ok(_) => return None,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => "is missing".to_owned(),
-                Err(error) => return Some(StoreError::io(&file, &error)),
-            };
-            Some(StoreError::damaged(&file, &reason))
+            match damage_unread(&file, Some(size)) {
+                Ok(reason) => reason.map(|reason| StoreError::damaged(&file, &reason)),
+                Err(error) => Some(StoreError::io(&file, &error)),
+            }
         })
     }
 
