@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
-use imagedex::stages::scan::{ImageRef, Seen, Split};
+use imagedex::stages::scan::{ImageRef, Seen, Source, Split};
 use imagedex::stages::store::{CommitFacts, FeatureStore, Provenance};
 use tokio::runtime::Runtime;
 
@@ -45,7 +45,7 @@ fn seen(batch: &EmbeddingBatch) -> Vec<Seen> {
             id: picture.id.clone(),
             split: picture.split,
             label: picture.label.clone(),
-            path: PathBuf::from(&picture.id),
+            source: Source::File(PathBuf::from(&picture.id)),
         },
         sha256: if i % 100 == 0 { "changed".into() } else { picture.sha256.clone() },
     };

@@ -18,7 +18,7 @@ use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::evaluate::{self, EvaluateOptions, Mode};
 use imagedex::stages::preprocess;
 use imagedex::stages::report::{Exporter, Html, Junit, Markdown, Pictures, RunReport, Summary, Terminal};
-use imagedex::stages::scan::{self, LabelRule, ScanOptions, Split};
+use imagedex::stages::scan::{self, LabelRule, ScanOptions, Source, Split};
 use serde_json::json;
 
 /// One function to fuzz.
@@ -106,7 +106,8 @@ fn manifest(bytes: &[u8]) {
     let Ok(found) = runtime.block_on(scan::scan(&options)) else { return };
     let lists = folder().join("lists").canonicalize().expect("a folder");
     for image in &found.images {
-        let path = image.path.canonicalize().expect("it is there");
+        let Source::File(path) = &image.source;
+        let path = path.canonicalize().expect("it is there");
         assert!(path.starts_with(&lists), "{} leads to {}", image.id, path.display());
     }
     assert!(found.images.windows(2).all(|two| (two[0].split, &two[0].id) < (two[1].split, &two[1].id)));

@@ -24,7 +24,7 @@ use imagedex::models::{Precision, Provider, Resize};
 use imagedex::stages::decode::{self, DecodeOptions, Picture, PictureOptions};
 use imagedex::stages::embed::{self, EmbeddingBatch};
 use imagedex::stages::preprocess;
-use imagedex::stages::scan::{ImageRef, Seen, Split};
+use imagedex::stages::scan::{ImageRef, Seen, Source, Split};
 use imagedex::stages::store::{CommitFacts, FeatureStore, Provenance};
 
 const DIM: usize = 512;
@@ -129,7 +129,12 @@ fn embed(list: &str, precision: &str, provider: &str) -> anyhow::Result<()> {
 
 fn images(list: &str) -> anyhow::Result<Vec<Seen>> {
     let image = |path: &str| Seen {
-        image: ImageRef { id: path.into(), split: Split::Gallery, label: None, path: path.into() },
+        image: ImageRef {
+            id: path.into(),
+            split: Split::Gallery,
+            label: None,
+            source: Source::File(path.into()),
+        },
         sha256: String::new(),
     };
     let images: Vec<Seen> = std::fs::read_to_string(list)?.lines().map(image).collect();
@@ -138,8 +143,7 @@ fn images(list: &str) -> anyhow::Result<Vec<Seen>> {
 
 /// On this thread, from bytes in memory to 224 x 224 pixels: as the pipeline does it, and with the crate `image` alone.
 fn decode(list: &str) -> anyhow::Result<()> {
-    let files =
-        images(list)?.iter().map(|seen| std::fs::read(&seen.image.path)).collect::<Result<Vec<_>, _>>()?;
+    let files = images(list)?.iter().map(|seen| seen.image.source.read()).collect::<Result<Vec<_>, _>>()?;
     serve(|task, _| {
         for bytes in &files {
             match task {

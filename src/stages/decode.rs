@@ -601,19 +601,19 @@ fn picture(seen: &Seen, options: &PictureOptions, room: Option<&Room>) -> Result
     };
     let unreadable = |error: std::io::Error| fail("read", "unreadable", error.to_string());
     let unusable = |error: DecodeError| fail("decode", error.kind(), error.to_string());
-    let length = std::fs::metadata(&image.path).map_err(unreadable)?.len();
+    let length = image.source.length().map_err(unreadable)?;
     if length > byte_limit(options.decode.max_pixels) {
         return Err(unusable(DecodeError::TooLong { bytes: length, max: options.decode.max_pixels }));
     }
     let _place = match room {
         None => None,
         Some(room) => {
-            let bytes = room::bytes_of(&image.path, &options.decode).map_err(unreadable)?;
+            let bytes = room::bytes_of(&image.source, &options.decode).map_err(unreadable)?;
             let place = room.take(bytes).ok_or(DecodeError::NoRoom { bytes, most: room.size() });
             Some(place.map_err(unusable)?)
         }
     };
-    let bytes = std::fs::read(&image.path).map_err(unreadable)?;
+    let bytes = image.source.read().map_err(unreadable)?;
     let prepare = || {
         let decoded = decode(&bytes, &options.decode)?;
         let pixels = preprocess::resize(&decoded, options.side, options.resize)?;

@@ -5,14 +5,13 @@
 //! picture will take is told from its header alone ([`bytes_of`]), which says more than its pixels: a progressive JPEG is held as
 //! coefficients until its last scan.
 
-use std::fs::File;
 use std::io::{BufReader, Read, Seek};
-use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use image::{ColorType, ImageDecoder, ImageFormat, ImageReader};
 
 use super::decode::{DecodeOptions, Exif};
+use super::scan::Source;
 
 /// Bytes that pictures take together.
 #[derive(Debug)]
@@ -59,14 +58,14 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Bytes that the picture in `path` takes while it is decoded, its file included. A header that cannot be read takes next to
+/// Bytes that the picture in `source` takes while it is decoded, its file included. A header that cannot be read takes next to
 /// nothing, for the decoder will give up at it as well.
-pub(super) fn bytes_of(path: &Path, options: &DecodeOptions) -> std::io::Result<u64> {
+pub(super) fn bytes_of(source: &Source, options: &DecodeOptions) -> std::io::Result<u64> {
     /// Headers, tables, and a row or two.
     const SMALL: u64 = 1 << 20;
     let exif = options.exif;
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
+    let length = source.length()?;
+    let mut file = source.open()?;
     let pixels = match ImageReader::new(BufReader::new(&mut file)).with_guessed_format()?.format() {
         Some(ImageFormat::Jpeg) => {
             file.rewind()?;

@@ -10,7 +10,7 @@ use imagedex::config::Budget;
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::scan::Split::{self, Gallery, Query};
-use imagedex::stages::scan::{ImageRef, Seen};
+use imagedex::stages::scan::{ImageRef, Seen, Source};
 use imagedex::stages::store::{Changes, CommitFacts, FeatureStore, Plan, Provenance, StoreError};
 use parquet::basic::{Compression, Encoding};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -33,7 +33,7 @@ pub fn seen((split, id, label, bytes): Shot) -> Seen {
             id: id.to_owned(),
             split,
             label: (!label.is_empty()).then(|| label.to_owned()),
-            path: PathBuf::from(id),
+            source: Source::File(PathBuf::from(id)),
         },
         sha256: format!("sha-of-{bytes}"),
     }

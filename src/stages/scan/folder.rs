@@ -8,7 +8,7 @@ use std::path::Path;
 use walkdir::{DirEntry, WalkDir};
 
 use super::folders::went_away;
-use super::{ImageRef, LabelRule, Scan, ScanError, Split, shown};
+use super::{ImageRef, LabelRule, Scan, ScanError, Source, Split, shown};
 use crate::stages::decode;
 
 /// Endings that say "a picture". `decode` goes by the content; of those it cannot read it says so.
@@ -99,7 +99,7 @@ fn file(root: &Path, entry: &DirEntry, split: Split, rule: &LabelRule, scan: &mu
         return scan.fail(&shown(relative), split, "name", reason);
     };
     let id = parts.join("/");
-    scan.images.push(ImageRef { label: rule.label(&id), id, split, path: path.to_owned() });
+    scan.images.push(ImageRef { label: rule.label(&id), id, split, source: Source::File(path.to_owned()) });
 }
 
 /// A file without an ending may be anything (`LICENSE`, `Makefile`), so its first bytes decide.

@@ -25,9 +25,9 @@ impl Folders {
 
     /// Notes the folders of all `images`.
     pub(super) fn note_all(&mut self, images: &[ImageRef]) -> Result<(), ScanError> {
-        images.iter().try_for_each(|image| match image.path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => self.note(folder, image.split),
-            _ => Ok(()),
+        images.iter().try_for_each(|image| match image.source.folder() {
+            Some(folder) => self.note(folder, image.split),
+            None => Ok(()),
         })
     }
 

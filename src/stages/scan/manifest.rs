@@ -21,7 +21,7 @@ use datafusion::prelude::{
     CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
 
-use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Split, leads_out};
+use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split, leads_out};
 use crate::panics;
 
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
@@ -100,7 +100,7 @@ pub(super) async fn scan(
                             LabelRule::Regex(_) if label.is_none() => rule.label(&id),
                             _ => given,
                         };
-                        scan.images.push(ImageRef { id, split, label, path: file });
+                        scan.images.push(ImageRef { id, split, label, source: Source::File(file) });
                     }
                     Ok(_) => scan.fail(
                         &id,

@@ -7,9 +7,11 @@
 mod folder;
 mod folders;
 mod manifest;
+mod source;
 
 pub use folders::Folders;
 pub use manifest::is_manifest;
+pub use source::{Content, Source};
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -260,7 +262,7 @@ pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure
         .filter(|_| !stop.load(Ordering::Relaxed))
         .map_init(
             || vec![0; 1 << 16],
-            |buffer, image| match hash_file(&image.path, buffer) {
+            |buffer, image| match hash_content(&image.source, buffer) {
                 Ok(None) => Err(failure(&image, "empty", "the file is empty".to_owned())),
                 Ok(Some(sha256)) => Ok(Seen { image, sha256 }),
                 Err(error) => Err(failure(&image, "unreadable", error.to_string())),
@@ -278,9 +280,9 @@ pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure
     (seen, failures)
 }
 
-/// Hex SHA-256 of a file; nothing where it is empty.
-fn hash_file(path: &Path, buffer: &mut [u8]) -> std::io::Result<Option<String>> {
-    let mut file = File::open(path)?;
+/// Hex SHA-256 of a picture's bytes; nothing where there are none.
+fn hash_content(source: &Source, buffer: &mut [u8]) -> std::io::Result<Option<String>> {
+    let mut file = source.open()?;
     let mut hasher = Sha256::new();
     let mut length = 0;
     loop {
@@ -355,7 +357,7 @@ pub struct ImageRef {
     /// The class, where one is known.
     pub label: Option<String>,
     /// Where the bytes are.
-    pub path: PathBuf,
+    pub source: Source,
 }
 
 /// A picture whose bytes were read once, to know whether they changed.
