@@ -230,15 +230,16 @@ bench-peers-limits: bench-peers-build ## rates of matrix products and memory of 
 
 BENCH := runs/bench-peers-es
 BENCH_PORT ?= 9299
-COUNT ?= 20000
+COUNT ?= 60000
 REPEATS ?= 5
+BENCH_HEAP ?= 4g
 
-# A fresh server, and features of the sample pictures drawn again: 20,000 documents, or COUNT=60000.
+# A fresh server with a heap of 4 GB, and features of the sample pictures drawn again: 60,000 documents, or COUNT.
 bench-peers-es: index setup-es setup-peers ## load Elasticsearch with imagedex and with elasticsearch-py, in turns; half an hour
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)
 	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
 	$(PEERS)/bin/python benches/peers/es_load.py vectors $(BENCH)/features.parquet $(BENCH)/vectors.parquet --count $(COUNT)
-	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
+	@ES_JAVA_OPTS="-Xms$(BENCH_HEAP) -Xmx$(BENCH_HEAP)" tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py compare $(BENCH)/vectors.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX) --repeats $(REPEATS); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
 
