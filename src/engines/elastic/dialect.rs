@@ -39,11 +39,6 @@ impl Version {
         self >= Version { major: 9, minor: 2 }
     }
 
-    /// Whether `best_compression` is zstd, and not DEFLATE, which takes many times as long.
-    pub fn compresses_by_zstd(self) -> bool {
-        self.major >= 9
-    }
-
     /// Whether `sparse_vector` prunes unless told not to, and can be told so in the mapping.
     pub fn prunes_sparse(self) -> bool {
         self >= Version { major: 9, minor: 1 } || self.major == 8 && self.minor >= 19
@@ -82,11 +77,6 @@ pub fn create(config: &ElasticConfig, version: Version, name: &str, dim: usize, 
     if config.product == Product::OpenSearch {
         // Switched on, it would build a graph on every vector field, asked for or not.
         index["knn"] = json!(config.knn.is_some());
-    }
-    if config.product == Product::Elasticsearch && version.compresses_by_zstd() {
-        // Nearly half of what the server does during a load is to compress documents, vectors included, for its replicas' recovery.
-        // zstd takes less time for it than the default, LZ4, and less room (docs/elasticsearch.md, "Load rate").
-        index["codec"] = json!("best_compression");
     }
     json!({
         "aliases": { loading_alias(name): {} },
@@ -357,7 +347,6 @@ mod tests {
         assert!(!version("9.2.8").takes_base64() && version("9.2.8").hides_vectors());
         assert!(!version("8.19.0-SNAPSHOT").hides_vectors() && version("8.19.0").prunes_sparse());
         assert!(!version("9.0.0").prunes_sparse() && version("10.0.1").prunes_sparse());
-        assert!(version("9.0.0").compresses_by_zstd() && !version("8.19.0").compresses_by_zstd());
         assert_eq!(Version::parse("newest"), None);
     }
 

@@ -17,13 +17,14 @@ pub trait Content: Read + Seek {}
 impl<T: Read + Seek> Content for T {}
 
 impl Source {
-    /// How many bytes it is.
+    /// How many bytes it is. Errors, here and below: it is not there any more, or may not be read.
     pub fn length(&self) -> io::Result<u64> {
         match self {
             Source::File(path) => Ok(std::fs::metadata(path)?.len()),
         }
     }
 
+    /// Opened to be read in pieces.
     pub fn open(&self) -> io::Result<Box<dyn Content>> {
         match self {
             Source::File(path) => Ok(Box::new(File::open(path)?)),
