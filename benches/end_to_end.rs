@@ -95,7 +95,7 @@ fn images(photos: &Path, drawn: &Path) -> anyhow::Result<Vec<Seen>> {
         }
     }
     let options =
-        ScanOptions { gallery: folder.to_owned(), queries: None, label: LabelRule::None, outside: false };
+        ScanOptions { gallery: folder.to_owned(), queries: None, images: None, label: LabelRule::None, outside: false };
     let scan = tokio::runtime::Builder::new_current_thread().build()?.block_on(scan::scan(&options))?;
     let (mut seen, _) = scan::hash(scan.images, &AtomicBool::new(false));
     seen.truncate(PICTURES);

@@ -24,7 +24,7 @@ use crate::stages::baseline::BaselineRule;
 use crate::stages::decode::{DEFAULT_MAX_PIXELS, Exif};
 use crate::stages::evaluate::Mode;
 use crate::stages::gate::{Gate, Minimum, Quantity};
-use crate::stages::scan::{LabelRule, is_manifest};
+use crate::stages::scan::{LabelRule, holds_both};
 use crate::sweep::Sweep;
 
 /// Why a pipeline file cannot be used. Exit code 2.
@@ -74,6 +74,7 @@ struct PipelineFile {
 struct InputFile {
     gallery: PathBuf,
     queries: Option<PathBuf>,
+    images: Option<PathBuf>,
     #[serde(default)]
     outside: bool,
     label: Option<LabelFile>,
@@ -84,12 +85,13 @@ struct InputFile {
     max_deleted: Option<Budget>,
 }
 
-/// `"folder"`, `"top_folder"`, `"none"`, or `{ regex = "…" }`.
+/// `"folder"`, `"top_folder"`, `"none"`, `{ regex = "…" }`, or `{ column = "…" }`.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "label is \"folder\", \"top_folder\", \"none\" or { regex = \"…\" }")]
+#[serde(untagged, expecting = "label is \"folder\", \"top_folder\", \"none\", { regex = \"…\" } or { column = \"…\" }")]
 enum LabelFile {
     Named(String),
     Regex { regex: String },
+    Column { column: String },
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -408,10 +410,14 @@ pub struct ReportFiles {
 /// What is read, and how bad files are treated.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// `input.gallery`: a folder, or a CSV, JSONL or Parquet manifest.
+    /// `input.gallery`: a folder; a CSV, JSONL or Parquet manifest; a COCO file (`.json`); a `.tar` of WebDataset, several by
+    /// `shop-{000..009}.tar` or `shop-*.tar`, or a folder of them (docs/input-and-sql.md).
     pub gallery: PathBuf,
     /// `input.queries`: the same for labelled test pictures.
     pub queries: Option<PathBuf>,
+    /// `input.images`: the folder that the names in manifests and COCO files count from. Default: a manifest's own folder; for a
+    /// COCO file the folder beside it that COCO's layout means.
+    pub images: Option<PathBuf>,
     /// `input.outside`: whether rows of a manifest may name pictures outside of its folder. Default: no.
     pub outside: bool,
     /// `input.label`: where a picture's class comes from. Default: the folder that holds it.
@@ -443,11 +449,12 @@ pub struct Evaluate {
     pub depth: Option<usize>,
 }
 
-const PATH_KEYS: [&str; 12] = [
+const PATH_KEYS: [&str; 13] = [
     "work",
     "cache",
     "input.gallery",
     "input.queries",
+    "input.images",
     "model.card",
     "runtime.library",
     "features.table",
@@ -525,13 +532,14 @@ impl PipelineFile {
             Some(LabelFile::Regex { regex }) => {
                 LabelRule::regex(&regex).map_err(|reason| value_error("input.label", reason.to_string()))?
             }
+            Some(LabelFile::Column { column }) => LabelRule::Column(column),
             Some(LabelFile::Named(name)) => match name.as_str() {
                 "folder" => LabelRule::Folder,
                 "top_folder" => LabelRule::TopFolder,
                 "none" => LabelRule::None,
                 other => {
                     let reason = format!(
-                        "`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}"
+                        "`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}, {{ column = \"…\" }}"
                     );
                     return Err(value_error("input.label", reason));
                 }
@@ -566,7 +574,7 @@ impl PipelineFile {
         if modes.is_empty() {
             return Err(value_error("evaluate.modes", "names no mode".to_owned()));
         }
-        if modes.contains(&Mode::HeldOut) && !held_out && !is_manifest(&self.input.gallery) {
+        if modes.contains(&Mode::HeldOut) && !held_out && !holds_both(&self.input.gallery) {
             let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
@@ -595,6 +603,7 @@ impl PipelineFile {
             input: Input {
                 gallery: self.input.gallery,
                 queries: self.input.queries,
+                images: self.input.images,
                 outside: self.input.outside,
                 label,
                 exif: self.input.exif,

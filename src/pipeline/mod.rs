@@ -336,6 +336,7 @@ impl<'a> Run<'a> {
         let options = ScanOptions {
             gallery: input.gallery.clone(),
             queries: input.queries.clone(),
+            images: input.images.clone(),
             label: input.label.clone(),
             outside: input.outside,
         };
@@ -376,7 +377,8 @@ impl<'a> Run<'a> {
     fn pictures(&self) -> report::Pictures<'_> {
         let input = &self.config.input;
         let queries = input.queries.as_deref();
-        report::Pictures { gallery: &input.gallery, queries, max_pixels: input.max_pixels }
+        let images = input.images.as_deref();
+        report::Pictures { gallery: &input.gallery, queries, images, max_pixels: input.max_pixels }
     }
 
     fn open_store(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
@@ -405,8 +407,11 @@ impl<'a> Run<'a> {
         let (scanned, found, skipped) = (scan.scanned(), scan.images.len(), scan.skipped);
         stages.count(scanned, found);
         if !skipped.is_empty() {
-            let list: Vec<_> = skipped.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
-            tracing::info!("passed over files that are no pictures: {}", list.join(", "));
+            // Endings, and words for what has none.
+            let dot = |kind: &str| if kind.contains(' ') || kind == "hidden" { "" } else { "." };
+            let count = |(kind, count): (&String, &usize)| format!("{count} {}{kind}", dot(kind));
+            let list: Vec<String> = skipped.iter().map(count).collect();
+            tracing::info!("passed over: {}", list.join(", "));
         }
         ledger.expect(format!("the list of {found} pictures"), found as u64 * LISTED_BYTES)?;
         let (mut failures, folders) = (scan.failures, scan.folders);

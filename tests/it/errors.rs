@@ -138,6 +138,9 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             NotAFolder { what: "", path: s().into() }
             Empty { what: "", path: s().into(), seen: s() }
             Vanished { what: "", path: s().into() }
+            Changed { what: "", path: s().into() }
+            Archive { path: s().into(), reason: s() }
+            NoColumn { what: "", path: s().into(), column: s(), found: s() }
             Manifest { path: s().into(), reason: s() }
         }
         ModelError {

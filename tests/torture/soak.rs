@@ -220,7 +220,7 @@ fn in_this_process(pair: &Pair<'_>) -> Vec<String> {
         shares: Shares::default(),
     };
     let scanning =
-        ScanOptions { gallery: pair.pictures(), queries: None, label: LabelRule::Folder, outside: false };
+        ScanOptions { gallery: pair.pictures(), queries: None, images: None, label: LabelRule::Folder, outside: false };
     let mut sizes = Vec::new();
     for _ in 0..TIMES {
         let stop = AtomicBool::new(false);

@@ -1,24 +1,30 @@
-//! Are the folders of the pictures still there? A folder that is unmounted or renamed while a run reads it is not one whose pictures
-//! were deleted.
+//! Are the folders and archives of the pictures still there? A folder that is unmounted or renamed while a run reads it is not one
+//! whose pictures were deleted; an archive that is written anew meanwhile is not one whose pictures are damaged.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::source::Archive;
 use super::{ImageRef, ScanError, Split};
 
-/// Folders, each as it was found: device and number of its inode. What is mounted, or comes, in the place of another has others.
+/// Folders and archives, each as it was found.
 #[derive(Debug, Clone, Default)]
-pub struct Folders(BTreeMap<PathBuf, (Split, u64, u64)>);
+pub struct Folders {
+    /// Device and number of the inode. What is mounted, or comes, in the place of another has others.
+    folders: BTreeMap<PathBuf, (Split, u64, u64)>,
+    archives: Vec<(Split, Arc<Archive>)>,
+}
 
 impl Folders {
     /// Notes a folder that pictures of `split` are in.
     pub(super) fn note(&mut self, folder: &Path, split: Split) -> Result<(), ScanError> {
-        if !self.0.contains_key(folder) {
+        if !self.folders.contains_key(folder) {
             let vanished = || ScanError::Vanished { what: split.input(), path: folder.to_owned() };
             let (device, inode) = identity(folder).ok_or_else(vanished)?;
-            self.0.insert(folder.to_owned(), (split, device, inode));
+            self.folders.insert(folder.to_owned(), (split, device, inode));
         }
         Ok(())
     }
@@ -31,13 +37,23 @@ impl Folders {
         })
     }
 
+    /// Notes an archive that pictures of `split` are in.
+    pub(super) fn note_archive(&mut self, archive: Arc<Archive>, split: Split) {
+        self.archives.push((split, archive));
+    }
+
     /// Asked where pictures that were found could not be read, before anything is made of it.
     ///
-    /// Errors: a folder that is not there any more, or is another one.
+    /// Errors: a folder that is not there any more, or is another one; an archive that is gone or has changed.
     pub fn check(&self) -> Result<(), ScanError> {
-        for (folder, (split, device, inode)) in &self.0 {
+        for (folder, (split, device, inode)) in &self.folders {
             if identity(folder) != Some((*device, *inode)) {
                 return Err(ScanError::Vanished { what: split.input(), path: folder.clone() });
+            }
+        }
+        for (split, archive) in &self.archives {
+            if !archive.is_unchanged().unwrap_or_default() {
+                return Err(ScanError::Changed { what: split.input(), path: archive.path().to_owned() });
             }
         }
         Ok(())

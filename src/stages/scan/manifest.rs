@@ -1,7 +1,8 @@
 //! A CSV, JSONL or Parquet table with a row per picture, read by DataFusion.
 //!
-//! Columns: `path` (or `file_name`, `filename`), and if wanted `label`, `split` (`gallery` or `train`; `query` or
-//! `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder.
+//! Columns: `path` (or `file_name`, `filename`), and if wanted `label` (or another that [`LabelRule::Column`] names), `split`
+//! (`gallery` or `train`; `query` or `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder,
+//! or from [`ScanOptions::images`].
 //!
 //! Whoever wrote the list must not choose any file of the machine: a row that leads out of the folder, by an absolute path or by
 //! `..`, is a failure unless [`ScanOptions::outside`] allows it. A symbolic link is followed: it was put there by who may write
@@ -21,9 +22,11 @@ use datafusion::prelude::{
     CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
 
-use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split, leads_out};
+use super::find::leads_out;
+use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split};
 use crate::panics;
 
+/// Columns that name the picture, the first that is there.
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
 
 /// Whether `path` is a manifest, by its ending.
@@ -42,90 +45,169 @@ pub(super) async fn scan(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
-    let rule = &options.label;
-    let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
-    // DataFusion's chain of errors ends in the one that names the row.
-    let failed = |error: DataFusionError| wrong(error.strip_backtrace());
-    // In a task: a damaged Parquet file may make its reader panic.
-    let read = tokio::spawn(read(manifest.to_owned())).await;
-    let (names, batches) = read.map_err(|_| wrong(panics::DAMAGED.to_owned()))?.map_err(failed)?;
-    let find = |wanted: &[&str]| wanted.iter().find_map(|name| names.iter().position(|found| found == name));
-    let Some(path) = find(&PATH) else {
-        let found = names.join(", ");
-        return Err(wrong(format!("no column `path` (or file_name, filename); found: {found}")));
-    };
-    let (label, split) = (find(&["label"]), find(&["split"]));
-    let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
-    let folder = manifest.parent().unwrap_or(Path::new(""));
-    let absolute = std::path::absolute(folder).map_err(|error| wrong(error.to_string()))?;
-    let mut number = 0;
-    for batch in batches {
-        let column = |index| Column::new(&batch, index).map_err(wrong);
-        let (paths, labels, splits) = (column(Some(path))?, column(label)?, column(split)?);
-        let (queries, galleries) = (column(is_query)?, column(is_gallery)?);
-        for row in 0..batch.num_rows() {
-            number += 1;
-            let Some(path) = paths.get(row) else {
-                scan.fail(&format!("row {number}"), default, "name", "the row names no picture");
-                continue;
-            };
-            let sides = match is_query.or(is_gallery) {
-                Some(_) => flagged(&queries, &galleries, row),
-                None => named(splits.get(row), default).map(|split| vec![split]),
-            };
-            let sides = sides.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
-            if sides.is_empty() {
-                scan.skip("rows that are neither query nor gallery");
-            }
-            for split in sides {
-                let id = id(path, folder, &absolute);
-                if path.contains('\0') {
-                    let reason = format!("the path of row {number} holds a NUL, which no file's name can");
-                    scan.fail(&id, split, "name", reason);
-                    continue;
+    let folder = options.images.as_deref().or(manifest.parent()).unwrap_or(Path::new(""));
+    let columns = &PATH;
+    let rows = Rows { columns, folder, prefix: "", split: default, labelled_by_folders: false };
+    Table::open(manifest).await?.scan(&rows, options, scan).await
+}
+
+/// What the rows of a table mean.
+pub(super) struct Rows<'a> {
+    /// Those that name the picture, the first that is there.
+    pub columns: &'a [&'a str],
+    /// What relative names count from.
+    pub folder: &'a Path,
+    /// What goes before a name to make an id of it: nothing, or a folder and a `/`.
+    pub prefix: &'a str,
+    /// Of a row that names none.
+    pub split: Split,
+    /// Whether the folders in a name are its class where there is no column for it.
+    pub labelled_by_folders: bool,
+}
+
+/// A table whose columns are known, and whose rows are not read yet.
+pub(super) struct Table<'a> {
+    path: &'a Path,
+    frame: DataFrame,
+    pub columns: Vec<String>,
+}
+
+impl Table<'_> {
+    pub(super) async fn open(path: &Path) -> Result<Table<'_>, ScanError> {
+        let task = {
+            let path = path.to_owned();
+            async move { open(&path).await }
+        };
+        let frame = careful(path, task).await?;
+        let columns = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
+        Ok(Table { path, frame, columns })
+    }
+
+    pub(super) async fn scan(
+        self,
+        rows: &Rows<'_>,
+        options: &ScanOptions,
+        scan: &mut Scan,
+    ) -> Result<(), ScanError> {
+        let Table { path: manifest, frame, columns } = self;
+        let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
+        let batches = careful(manifest, frame.collect()).await?;
+        let find =
+            |wanted: &[&str]| wanted.iter().find_map(|name| columns.iter().position(|found| found == name));
+        let found = || format!("found: {}", columns.join(", "));
+        let Some(path) = find(rows.columns) else {
+            let (first, rest) = rows.columns.split_first().unwrap_or((&"path", &[]));
+            return Err(wrong(format!("no column `{first}` (or {}); {}", rest.join(", "), found())));
+        };
+        let label = match &options.label {
+            LabelRule::Column(column) => match find(&[column]) {
+                None => {
+                    let (what, path, column) = (rows.split.input(), manifest.to_owned(), column.clone());
+                    return Err(ScanError::NoColumn { what, path, column, found: found() });
                 }
-                if !options.outside && leads_out(Path::new(&id)) {
-                    let reason = format!(
-                        "row {number} leads out of the manifest's folder; move the manifest above its pictures, or set \
-                         input.outside = true if whoever wrote it may name any file"
-                    );
-                    scan.fail(&id, split, "outside", reason);
+                label => label,
+            },
+            _ => find(&["label"]),
+        };
+        let split = find(&["split"]);
+        let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
+        let place = Place { folder: rows.folder, options, list: "manifest" };
+        let absolute = std::path::absolute(rows.folder).map_err(|error| wrong(error.to_string()))?;
+        let mut number = 0;
+        for batch in batches {
+            let column = |index| Column::new(&batch, index).map_err(wrong);
+            let (paths, labels, splits) = (column(Some(path))?, column(label)?, column(split)?);
+            let (queries, galleries) = (column(is_query)?, column(is_gallery)?);
+            for row in 0..batch.num_rows() {
+                number += 1;
+                let Some(path) = paths.get(row) else {
+                    scan.fail(&format!("row {number}"), rows.split, "name", "the row names no picture");
                     continue;
+                };
+                let sides = match is_query.or(is_gallery) {
+                    Some(_) => flagged(&queries, &galleries, row),
+                    None => named(splits.get(row), rows.split).map(|split| vec![split]),
+                };
+                let sides = sides.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
+                if sides.is_empty() {
+                    scan.skip("rows that are neither query nor gallery");
                 }
-                let file = folder.join(path);
-                match std::fs::metadata(&file) {
-                    Ok(kind) if kind.is_file() => {
-                        let given = labels.get(row).map(str::to_owned);
-                        let label = match rule {
-                            LabelRule::Regex(_) if label.is_none() => rule.label(&id),
-                            _ => given,
-                        };
-                        scan.images.push(ImageRef { id, split, label, source: Source::File(file) });
+                for split in sides {
+                    let name = id(path, rows.folder, &absolute);
+                    let id = format!("{}{name}", rows.prefix);
+                    match place.picture(path, &name, &format!("row {number}")) {
+                        Err((kind, reason)) => scan.fail(&id, split, kind, reason),
+                        Ok(source) => {
+                            let label = match &options.label {
+                                _ if label.is_some() => labels.get(row).map(str::to_owned),
+                                rule @ LabelRule::Regex(_) => rule.label(&id),
+                                rule if rows.labelled_by_folders => rule.label(&name),
+                                _ => None,
+                            };
+                            scan.images.push(ImageRef { id, split, label, source });
+                        }
                     }
-                    Ok(_) => scan.fail(
-                        &id,
-                        split,
-                        "not_a_file",
-                        format!("row {number} names a folder or a device"),
-                    ),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        let reason =
-                            format!("the file that row {number} names is missing: {}", file.display());
-                        scan.fail(&id, split, "missing", reason);
-                    }
-                    Err(error) => scan.fail(&id, split, "unreadable", error.to_string()),
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// The names of the columns, and the rows.
-async fn read(manifest: PathBuf) -> datafusion::error::Result<(Vec<String>, Vec<RecordBatch>)> {
-    let frame = open(&manifest).await?;
-    let names = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
-    Ok((names, frame.collect().await?))
+/// Where the pictures are that a list names.
+pub(super) struct Place<'a> {
+    pub folder: &'a Path,
+    pub options: &'a ScanOptions,
+    /// What to call the list.
+    pub list: &'a str,
+}
+
+impl Place<'_> {
+    /// The picture at `path`, as it is written; `name` is the same, cleaned. Errors: the kind of failure, and the reason.
+    pub(super) fn picture(
+        &self,
+        path: &str,
+        name: &str,
+        row: &str,
+    ) -> Result<Source, (&'static str, String)> {
+        if path.contains('\0') {
+            return Err(("name", format!("the path of {row} holds a NUL, which no file's name can")));
+        }
+        let list = self.list;
+        if !self.options.outside && leads_out(Path::new(name)) {
+            let reason = match self.options.images {
+                None => format!(
+                    "{row} leads out of the {list}'s folder; move the {list} above its pictures, or set \
+                     input.outside = true if whoever wrote it may name any file"
+                ),
+                Some(_) => format!(
+                    "{row} leads out of input.images; name a folder above it there, or set input.outside = true if \
+                     whoever wrote the {list} may name any file"
+                ),
+            };
+            return Err(("outside", reason));
+        }
+        let file = self.folder.join(path);
+        match std::fs::metadata(&file) {
+            Ok(kind) if kind.is_file() => Ok(Source::File(file)),
+            Ok(_) => Err(("not_a_file", format!("{row} names a folder or a device"))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(("missing", format!("the file that {row} names is missing: {}", file.display())))
+            }
+            Err(error) => Err(("unreadable", error.to_string())),
+        }
+    }
+}
+
+/// In a task: a damaged Parquet file may make its reader panic.
+async fn careful<T: Send + 'static>(
+    manifest: &Path,
+    work: impl Future<Output = datafusion::error::Result<T>> + Send + 'static,
+) -> Result<T, ScanError> {
+    let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
+    let done = tokio::spawn(work).await.map_err(|_| wrong(panics::DAMAGED.to_owned()))?;
+    // DataFusion's chain of errors ends in the one that names the row.
+    done.map_err(|error| wrong(error.strip_backtrace()))
 }
 
 async fn open(manifest: &Path) -> datafusion::error::Result<DataFrame> {
@@ -233,7 +315,7 @@ fn named(split: Option<&str>, default: Split) -> Result<Split, String> {
 }
 
 /// The path as written, `/`-separated, without `.` parts; an absolute one below the manifest's folder becomes relative.
-fn id(path: &str, folder: &Path, absolute: &Path) -> String {
+pub(super) fn id(path: &str, folder: &Path, absolute: &Path) -> String {
     let path = Path::new(path);
     let relative = path.strip_prefix(absolute).or_else(|_| path.strip_prefix(folder)).unwrap_or(path);
     let parts = relative.components().filter(|part| !matches!(part, Component::CurDir));

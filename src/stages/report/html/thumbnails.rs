@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 use super::escape;
 use crate::stages::decode::{self, DecodeOptions, Exif};
-use crate::stages::scan::{self, Split};
+use crate::stages::scan::{Places, Source, Split};
 
 /// Thumbnails in a row of a sheet, and rows.
 const PER_ROW: usize = 8;
@@ -30,25 +30,34 @@ const MAT: Rgb<u8> = Rgb([40, 44, 52]);
 /// Where the pictures of a report are read from.
 #[derive(Debug, Clone, Copy)]
 pub struct Pictures<'a> {
-    /// A folder or a manifest.
+    /// As `input.gallery`, `input.queries` and `input.images` name them.
     pub gallery: &'a Path,
     pub queries: Option<&'a Path>,
+    pub images: Option<&'a Path>,
     /// Width x height above which a file is not decoded.
     pub max_pixels: u64,
 }
 
 impl Pictures<'_> {
-    fn file(&self, (split, id): (Split, &str)) -> Option<PathBuf> {
-        let root = match split {
-            Split::Gallery => self.gallery,
-            Split::Query => self.queries.unwrap_or(self.gallery),
-        };
-        scan::file_of(root, id)
+    /// Where these are, in their order.
+    fn sources(&self, wanted: &[(Split, &str)]) -> Vec<Option<Source>> {
+        let mut found = vec![None; wanted.len()];
+        for side in [Split::Gallery, Split::Query] {
+            let root = match side {
+                Split::Gallery => self.gallery,
+                Split::Query => self.queries.unwrap_or(self.gallery),
+            };
+            let of_side = wanted.iter().enumerate().filter(|(_, (split, _))| *split == side);
+            let (at, ids): (Vec<usize>, Vec<&str>) = of_side.map(|(i, (_, id))| (i, *id)).unzip();
+            let sources = Places { root, images: self.images }.sources(&ids);
+            at.into_iter().zip(sources).for_each(|(i, source)| found[i] = source);
+        }
+        found
     }
 
     /// At most `side` pixels wide and high, in whole; never enlarged.
-    fn thumbnail(&self, picture: (Split, &str), side: u32) -> Option<RgbImage> {
-        let bytes = std::fs::read(self.file(picture)?).ok()?;
+    fn thumbnail(&self, source: &Source, side: u32) -> Option<RgbImage> {
+        let bytes = source.read().ok()?;
         let options = DecodeOptions { exif: Exif::Apply, max_pixels: self.max_pixels };
         let image = decode::preview(&bytes, &options, side).ok()?;
         let image = RgbImage::from_raw(image.width, image.height, image.rgb)?;
@@ -80,8 +89,11 @@ pub struct Thumbnails<'a> {
 impl<'a> Thumbnails<'a> {
     /// Of these pictures, in `budget` bytes of CSS if the smallest size can do it.
     pub fn new(wanted: &[(Split, &'a str)], pictures: &Pictures, budget: usize) -> Thumbnails<'a> {
-        let read = |&picture: &(Split, &'a str)| Some((picture, pictures.thumbnail(picture, RUNGS[0].0)?));
-        let read: Vec<Option<((Split, &str), RgbImage)>> = wanted.par_iter().map(read).collect();
+        let sources = pictures.sources(wanted);
+        let read = |(picture, source): (&(Split, &'a str), &Option<Source>)| {
+            Some((*picture, pictures.thumbnail(source.as_ref()?, RUNGS[0].0)?))
+        };
+        let read: Vec<Option<((Split, &str), RgbImage)>> = wanted.par_iter().zip(&sources).map(read).collect();
         let missing = read.iter().filter(|picture| picture.is_none()).count();
         let (names, mut images): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
         let place = names.into_iter().zip(0..).collect();
@@ -186,7 +198,7 @@ mod tests {
     #[test]
     fn thumbnails_shrink_until_they_fit() {
         let (folder, names) = folder(70);
-        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
+        let pictures = Pictures { gallery: folder.path(), queries: None, images: None, max_pixels: u64::MAX };
         let wanted: Vec<(Split, &str)> = names.iter().map(|name| (Split::Gallery, name.as_str())).collect();
         let large = Thumbnails::new(&wanted, &pictures, usize::MAX);
         assert_eq!((large.side, large.missing), (96, 0));
@@ -203,8 +215,8 @@ mod tests {
         let large =
             RgbImage::from_fn(2000, 1200, |x, y| Rgb([(x / 8) as u8, (y / 5) as u8, ((x + y) / 13) as u8]));
         large.save(folder.path().join("large.jpg")).unwrap();
-        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
-        let small = pictures.thumbnail((Split::Gallery, "large.jpg"), 96).unwrap();
+        let pictures = Pictures { gallery: folder.path(), queries: None, images: None, max_pixels: u64::MAX };
+        let small = pictures.thumbnail(&Source::File(folder.path().join("large.jpg")), 96).unwrap();
         let whole = within(large, 96);
         assert_eq!(small.dimensions(), whole.dimensions());
         let apart = small.iter().zip(whole.iter()).map(|(a, b)| a.abs_diff(*b)).max();
@@ -214,7 +226,7 @@ mod tests {
     #[test]
     fn a_picture_that_has_gone_is_a_blank_tile() {
         let (folder, _) = folder(1);
-        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
+        let pictures = Pictures { gallery: folder.path(), queries: None, images: None, max_pixels: u64::MAX };
         let wanted = [(Split::Gallery, "gone.png"), (Split::Query, "0.png")];
         let thumbnails = Thumbnails::new(&wanted, &pictures, usize::MAX);
         assert_eq!(thumbnails.missing, 1);
