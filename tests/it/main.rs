@@ -6,6 +6,7 @@ mod support;
 
 mod bad_input;
 mod baseline;
+mod datasets;
 mod elastic;
 mod engines;
 mod errors;
