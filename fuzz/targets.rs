@@ -184,7 +184,9 @@ fn archives() -> Vec<Vec<u8>> {
     };
     let pax = |record: &str| {
         let mut builder = tar::Builder::new(vec![0]);
-        for (kind, content) in [(tar::EntryType::XHeader, record.as_bytes()), (tar::EntryType::Regular, b"\x89PNG")] {
+        for (kind, content) in
+            [(tar::EntryType::XHeader, record.as_bytes()), (tar::EntryType::Regular, b"\x89PNG")]
+        {
             let mut header = tar::Header::new_ustar();
             header.set_entry_type(kind);
             header.set_size(content.len() as u64);

@@ -87,7 +87,10 @@ struct InputFile {
 
 /// `"folder"`, `"top_folder"`, `"none"`, `{ regex = "…" }`, or `{ column = "…" }`.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "label is \"folder\", \"top_folder\", \"none\", { regex = \"…\" } or { column = \"…\" }")]
+#[serde(
+    untagged,
+    expecting = "label is \"folder\", \"top_folder\", \"none\", { regex = \"…\" } or { column = \"…\" }"
+)]
 enum LabelFile {
     Named(String),
     Regex { regex: String },

@@ -54,7 +54,9 @@ impl Exit {
     }
 
     fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
-        if let Some(ScanError::Vanished { .. } | ScanError::Changed { .. }) = cause.downcast_ref::<ScanError>() {
+        if let Some(ScanError::Vanished { .. } | ScanError::Changed { .. }) =
+            cause.downcast_ref::<ScanError>()
+        {
             return Some(Exit::Infrastructure);
         }
         if cause.is::<ConfigError>()

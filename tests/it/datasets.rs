@@ -287,7 +287,11 @@ fn classes_come_from_the_samples() {
         ]
     );
     assert_eq!(failed(&scanned), ["a.tar/x/04.jpg label", "a.tar/x/05.jpg label", "a.tar/x/06.jpg label"]);
-    assert!(scanned.failures[0].reason.contains("x/04.json: `label` is neither"), "{:?}", scanned.failures[0]);
+    assert!(
+        scanned.failures[0].reason.contains("x/04.json: `label` is neither"),
+        "{:?}",
+        scanned.failures[0]
+    );
     let skipped: Vec<(&str, usize)> = scanned.skipped.iter().map(|(kind, n)| (kind.as_str(), *n)).collect();
     let expected = [
         ("hidden", 2),
@@ -324,7 +328,10 @@ fn classes_come_from_the_samples() {
 fn a_tar_of_class_folders_means_what_the_folders_mean() {
     let folder = tempfile::tempdir().expect("a folder");
     let (one, two) = (folder.path().join("photos.tar"), folder.path().join("more.tar"));
-    write_tar(&one, &[("./animals/cat/1.png", &png(1)), ("./animals/dog/2.png", &png(2)), ("3.png", &png(3))]);
+    write_tar(
+        &one,
+        &[("./animals/cat/1.png", &png(1)), ("./animals/dog/2.png", &png(2)), ("3.png", &png(3))],
+    );
     let expected =
         ["photos.tar/3.png -", "photos.tar/animals/cat/1.png cat", "photos.tar/animals/dog/2.png dog"];
     assert_eq!(found(&scan(&one).expect("pictures")), expected);
@@ -365,7 +372,8 @@ fn several_tars_are_named_by_braces_by_patterns_and_by_their_folder() {
         let path = at("{shards,shards/more}/*{1,x}.tar");
         format!("gallery {} cannot be read: no file is called shards/*x.tar", path.display())
     });
-    let four = ["more/x.tar/1.png", "shop-000000.tar/1.png", "shop-000001.tar/1.png", "shop-000002.tar/1.png"];
+    let four =
+        ["more/x.tar/1.png", "shop-000000.tar/1.png", "shop-000001.tar/1.png", "shop-000002.tar/1.png"];
     assert_eq!(ids("shards").expect("four"), four);
     let missing = ids("shards/shop-{000000..000003}.tar").expect_err("one is missing");
     assert!(missing.contains("shop-000003.tar is not there"), "{missing}");
@@ -422,7 +430,10 @@ fn an_archive_that_cannot_be_read_in_place_is_refused_by_name() {
     }
     std::fs::write(at("t.tar"), "no tar at all, but longer than a header".repeat(20)).expect("writable");
     let error = scan(&at("t.tar")).expect_err("no tar").to_string();
-    assert!(error.contains("holds no pictures") && error.contains("no header of a tar file at byte 0"), "{error}");
+    assert!(
+        error.contains("holds no pictures") && error.contains("no header of a tar file at byte 0"),
+        "{error}"
+    );
     std::fs::write(at("u.tar"), "").expect("writable");
     assert!(scan(&at("u.tar")).is_err_and(|error| error.to_string().contains("the file is empty")));
     raw_tar(&at("v.tar"), &[]);
@@ -507,7 +518,11 @@ fn members_that_attack_are_failures() {
         let members = if i == 5 { [members, vec![file(b"3.png", 3)]].concat() } else { members };
         raw_tar(&path, &members);
         let scanned = scan(&path).expect("a picture");
-        assert_eq!((found(&scanned), failed(&scanned)), (vec!["a.tar/1.png -".into()], vec!["a.tar truncated".into()]), "{i}");
+        assert_eq!(
+            (found(&scanned), failed(&scanned)),
+            (vec!["a.tar/1.png -".into()], vec!["a.tar truncated".into()]),
+            "{i}"
+        );
     }
     // A long name that is too long.
     let name = vec![b'n'; 2 << 20];
@@ -519,7 +534,10 @@ fn members_that_attack_are_failures() {
     let one = std::fs::read(&path).expect("a tar");
     std::fs::write(&path, [one.clone(), one].concat()).expect("writable");
     let joined = scan(&path).expect("a picture");
-    assert_eq!((found(&joined), failed(&joined)), (vec!["a.tar/1.png -".into()], vec!["a.tar followed".into()]));
+    assert_eq!(
+        (found(&joined), failed(&joined)),
+        (vec!["a.tar/1.png -".into()], vec!["a.tar followed".into()])
+    );
 }
 
 #[test]
@@ -530,7 +548,8 @@ fn many_tiny_members_and_one_of_gigabytes_are_passed_over() {
     for i in 0..20_000u32 {
         let name = format!("{i:05}.png");
         file.write_all(&raw_member(EntryType::Regular, name.as_bytes(), 48, &png(i as u8))).expect("written");
-        file.write_all(&raw_member(EntryType::Regular, format!("{i:05}.cls").as_bytes(), 1, b"7")).expect("written");
+        file.write_all(&raw_member(EntryType::Regular, format!("{i:05}.cls").as_bytes(), 1, b"7"))
+            .expect("written");
     }
     // A hole in the file on disk: what is in it is not read, or this would take minutes and gigabytes.
     let large = 40u64 << 30;
@@ -593,7 +612,8 @@ for name, format in formats.items():
         add("l.txt", b"", type=tarfile.SYMTYPE, linkname="t" * 150)
 "#;
     let folder = tempfile::tempdir().expect("a folder");
-    let python = Command::new("python3").args(["-c", SCRIPT]).arg(folder.path()).output().expect("python3 starts");
+    let python =
+        Command::new("python3").args(["-c", SCRIPT]).arg(folder.path()).output().expect("python3 starts");
     assert!(python.status.success(), "{}", String::from_utf8_lossy(&python.stderr));
     for format in ["gnu", "pax", "ustar"] {
         let scanned = scan(&folder.path().join(format!("{format}.tar"))).expect("pictures");
@@ -730,7 +750,8 @@ fn a_folder_with_metadata_is_what_its_metadata_say() {
     assert_eq!(found(&scanned), ["4.png -", "cat/1.png cat"]);
     assert_eq!(scanned.skipped["pictures that metadata does not list"], 2);
     // With one.
-    let rows = "file_name,path,label,species\ncat/1.png,x,7,lynx\ndog/3.png,y,,wolf\n5.png,z,8,\n../6.png,z,8,\n";
+    let rows =
+        "file_name,path,label,species\ncat/1.png,x,7,lynx\ndog/3.png,y,,wolf\n5.png,z,8,\n../6.png,z,8,\n";
     write("metadata.csv", rows.as_bytes());
     let scanned = scan(folder.path()).expect("pictures");
     assert_eq!(found(&scanned), ["cat/1.png 7", "dog/3.png -"]);
@@ -738,7 +759,10 @@ fn a_folder_with_metadata_is_what_its_metadata_say() {
     let species = options(folder.path(), LabelRule::Column("species".to_owned()));
     assert_eq!(found(&scan_with(&species).expect("pictures")), ["cat/1.png lynx", "dog/3.png wolf"]);
     let none = options(folder.path(), LabelRule::Column("colour".to_owned()));
-    assert!(scan_with(&none).is_err_and(|error| error.to_string().contains("found: file_name, path, label, species")));
+    assert!(
+        scan_with(&none)
+            .is_err_and(|error| error.to_string().contains("found: file_name, path, label, species"))
+    );
     write("metadata.jsonl", b"{\"file_name\": \"4.png\"}\n");
     assert!(scan(folder.path()).is_err_and(|error| error.to_string().contains("keep one of them")));
     std::fs::remove_file(at("metadata.csv")).expect("removed");
@@ -760,7 +784,8 @@ fn folders_of_splits_with_metadata_are_both_sides() {
         }
         std::fs::write(at(&format!("{split}/metadata.jsonl")), rows).expect("writable");
     }
-    let both = ScanOptions { queries: Some(folder.path().to_owned()), ..options(folder.path(), LabelRule::Folder) };
+    let both =
+        ScanOptions { queries: Some(folder.path().to_owned()), ..options(folder.path(), LabelRule::Folder) };
     let scanned = scan_with(&both).expect("pictures");
     assert_eq!(found(&scanned), ["train/0.png class 0", "train/1.png class 1", "test/0.png class 0"]);
     assert_eq!(scanned.images[2].split, Split::Query);

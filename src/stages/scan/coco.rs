@@ -117,13 +117,19 @@ impl<'de> Deserialize<'de> for Number {
 }
 
 /// Adds its pictures, all of one split.
-pub(super) fn scan(file: &Path, split: Split, options: &ScanOptions, scan: &mut Scan) -> Result<(), ScanError> {
+pub(super) fn scan(
+    file: &Path,
+    split: Split,
+    options: &ScanOptions,
+    scan: &mut Scan,
+) -> Result<(), ScanError> {
     let wrong = |reason: String| ScanError::Manifest { path: file.to_owned(), reason };
     let what = "a COCO file is an object with `images`, `annotations` and `categories`";
     let opened = File::open(file).map_err(|error| wrong(error.to_string()))?;
     let coco: Coco = serde_json::from_reader(BufReader::with_capacity(1 << 20, opened))
         .map_err(|error| wrong(format!("{error}; {what}")))?;
-    let (Some(images), Some(annotations), Some(categories)) = (coco.images, coco.annotations, coco.categories)
+    let (Some(images), Some(annotations), Some(categories)) =
+        (coco.images, coco.annotations, coco.categories)
     else {
         return Err(wrong(format!("it lacks one of them: {what}")));
     };

@@ -51,7 +51,10 @@ pub(super) async fn scan(
         }
         is_read = true;
         let Some(split) = split else {
-            tracing::warn!("{} is neither gallery (train) nor queries (test); input.queries may name its folder", file.display());
+            tracing::warn!(
+                "{} is neither gallery (train) nor queries (test); input.queries may name its folder",
+                file.display()
+            );
             continue;
         };
         let prefix = folder.map(|folder| format!("{folder}/")).unwrap_or_default();

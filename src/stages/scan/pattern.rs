@@ -52,7 +52,8 @@ pub(super) fn files(pattern: &Path) -> io::Result<Vec<PathBuf>> {
             return Err(missing(format!("{text} is not there")));
         }
         let before = files.len();
-        let found = glob::glob(&above.join(&text).to_string_lossy()).map_err(|error| wrong(error.to_string()))?;
+        let found =
+            glob::glob(&above.join(&text).to_string_lossy()).map_err(|error| wrong(error.to_string()))?;
         for file in found {
             files.push(file.map_err(io::Error::from)?);
         }

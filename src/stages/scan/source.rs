@@ -170,7 +170,11 @@ mod tests {
         content.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "56");
         assert_eq!(content.seek(SeekFrom::Start(9)).unwrap(), 9);
-        assert_eq!(content.read(&mut [0; 8]).unwrap(), 0, "behind its end there is nothing, though the file goes on");
+        assert_eq!(
+            content.read(&mut [0; 8]).unwrap(),
+            0,
+            "behind its end there is nothing, though the file goes on"
+        );
         assert!(content.seek(SeekFrom::Current(-10)).is_err());
         content.rewind().unwrap();
         assert_eq!(content.read(&mut [0; 8]).unwrap(), 4);

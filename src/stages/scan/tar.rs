@@ -82,7 +82,9 @@ impl Members {
             let Some(Head { letter, size, name }) = self.head(start)? else {
                 return match said.is_empty() {
                     true => self.end(),
-                    false => Err(Broken::Damaged(format!("at byte {start} the member is missing that has a name"))),
+                    false => {
+                        Err(Broken::Damaged(format!("at byte {start} the member is missing that has a name")))
+                    }
                 };
             };
             let is_extension = matches!(letter, b'L' | b'K' | b'x' | b'X' | b'g');
@@ -101,7 +103,9 @@ impl Members {
             self.at = end.next_multiple_of(BLOCK);
             if is_extension {
                 if length > LONGEST {
-                    return Err(Broken::Damaged(format!("at byte {start} there is a name of {length} bytes")));
+                    return Err(Broken::Damaged(format!(
+                        "at byte {start} there is a name of {length} bytes"
+                    )));
                 }
                 let text = self.content(at, length, LONGEST as usize).map_err(|error| unread(at, &error))?;
                 said.take(letter, &text)
@@ -276,8 +280,15 @@ mod tests {
         assert_eq!((said.path.as_deref(), said.size, said.is_sparse), (Some(&b"a\nb"[..]), Some(7), false));
         said.records(b"22 GNU.sparse.major=1\n").unwrap();
         assert!(said.is_sparse);
-        let bad: [&[u8]; 7] =
-            [b"9 path=a\nb\n", b"99 path=a\n", b"path=a\n", b"0 a=b\n", b"6 a=b\n6", b"5 ab\n", b"11 size=-7\n"];
+        let bad: [&[u8]; 7] = [
+            b"9 path=a\nb\n",
+            b"99 path=a\n",
+            b"path=a\n",
+            b"0 a=b\n",
+            b"6 a=b\n6",
+            b"5 ab\n",
+            b"11 size=-7\n",
+        ];
         for text in bad {
             assert!(Said::default().records(text).is_none(), "{}", text.escape_ascii());
         }

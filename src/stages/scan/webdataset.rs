@@ -150,7 +150,8 @@ impl Input<'_> {
                     return Err(ScanError::Archive { path: shard.path.clone(), reason });
                 }
                 Err(Broken::Damaged(reason)) => {
-                    let reason = format!("the archive is damaged or cut short: {reason}; copy or write it again");
+                    let reason =
+                        format!("the archive is damaged or cut short: {reason}; copy or write it again");
                     // Its class may be in what is missing.
                     for (name, _) in std::mem::take(&mut sample).pictures {
                         let id = format!("{}/{name}", shard.id);
@@ -283,7 +284,9 @@ impl Sample {
     /// Its own class, where it has one. Errors: what holds it cannot be understood.
     fn class(&self, members: &Members, rule: &LabelRule) -> Result<Option<String>, String> {
         let read = |(name, (at, length)): &(String, Place), most: usize| match *length > most as u64 {
-            true => Err(format!("{name} is {length} bytes long, and a class or its JSON is not read beyond {most}")),
+            true => Err(format!(
+                "{name} is {length} bytes long, and a class or its JSON is not read beyond {most}"
+            )),
             false => members.content(*at, *length, most).map_err(|error| format!("{name}: {error}")),
         };
         if let Some(class) = &self.class {
@@ -331,10 +334,14 @@ fn is_meta(name: &str) -> bool {
 /// A member's name, `/`-separated, without `.` parts. Errors: kind of failure and reason.
 fn clean(name: &[u8]) -> Result<String, (&'static str, &'static str)> {
     let name = std::str::from_utf8(name).ok().filter(|name| !name.contains('\0'));
-    let name = name.ok_or(("name", "the name is not valid UTF-8; rename the file and write the archive again"))?;
+    let name =
+        name.ok_or(("name", "the name is not valid UTF-8; rename the file and write the archive again"))?;
     let parts: Vec<&str> = name.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
     if name.starts_with('/') || parts.contains(&"..") {
-        return Err(("outside", "the name leads out of the archive; write the archive from the folder of its files"));
+        return Err((
+            "outside",
+            "the name leads out of the archive; write the archive from the folder of its files",
+        ));
     }
     match parts.is_empty() {
         true => Err(("name", "the member has no name")),

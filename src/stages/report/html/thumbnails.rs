@@ -93,7 +93,8 @@ impl<'a> Thumbnails<'a> {
         let read = |(picture, source): (&(Split, &'a str), &Option<Source>)| {
             Some((*picture, pictures.thumbnail(source.as_ref()?, RUNGS[0].0)?))
         };
-        let read: Vec<Option<((Split, &str), RgbImage)>> = wanted.par_iter().zip(&sources).map(read).collect();
+        let read: Vec<Option<((Split, &str), RgbImage)>> =
+            wanted.par_iter().zip(&sources).map(read).collect();
         let missing = read.iter().filter(|picture| picture.is_none()).count();
         let (names, mut images): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
         let place = names.into_iter().zip(0..).collect();
