@@ -11,7 +11,7 @@ use crate::exit::{Exit, UsageError};
 use crate::metric::Metric;
 use crate::pipeline::Run;
 use crate::stages::report::{html, write_whole};
-use crate::stages::scan;
+use crate::stages::scan::{self, Source};
 use crate::text::visible;
 
 use super::{read_picture, say};
@@ -86,7 +86,10 @@ impl Answer {
             |bytes: &[u8]| html::thumbnail(bytes, input.max_pixels).map_err(|error| error.to_string());
         let shown = |id: &str| {
             let file = scan::file_of(&input.gallery, id).ok_or("the id leads out of the gallery's folder")?;
-            let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let bytes = file.read().map_err(|error| match &file {
+                Source::File(path) => format!("{}: {error}", path.display()),
+                _ => error.to_string(),
+            })?;
             thumbnail(&bytes)
         };
         let mut body = html::figure(&thumbnail(query), &["query"]);

@@ -12,13 +12,13 @@ use super::{ImageRef, LabelRule, Scan, ScanError, Source, Split, shown};
 use crate::stages::decode;
 
 /// Endings that say "a picture". `decode` goes by the content; of those it cannot read it says so.
-const PICTURES: [&str; 18] = [
+pub(super) const PICTURES: [&str; 18] = [
     "jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "heic", "heif",
     "avif", "jxl", "jp2", "ico",
 ];
 
 /// Endings of raw photographs. They look like TIFF inside, whose first page would be a thumbnail.
-const RAW: [&str; 9] = ["dng", "cr2", "nef", "nrw", "arw", "orf", "rw2", "raf", "pef"];
+pub(super) const RAW: [&str; 9] = ["dng", "cr2", "nef", "nrw", "arw", "orf", "rw2", "raf", "pef"];
 
 /// Walks `root`, following links; a loop of links is a failure, hidden files and folders are passed over.
 ///

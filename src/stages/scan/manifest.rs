@@ -7,6 +7,9 @@
 //! `..`, is a failure unless [`ScanOptions::outside`] allows it. A symbolic link is followed: it was put there by who may write
 //! in the folder.
 //!
+//! A manifest may lie in an object store, beside or above its pictures, and a row of any manifest may be a URL (`s3://…`); one that
+//! leads out of the manifest's folder is held as any other that does. A manifest in an object store names no file of this machine.
+//!
 //! The rows keep their order and every value is taken as text: `007` stays a label of three characters.
 
 use std::fs::File;
@@ -21,7 +24,9 @@ use datafusion::prelude::{
     CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
 
+use super::source::Object;
 use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split, leads_out};
+use crate::objects::{Bucket, ObjectUrl, is_url};
 use crate::panics;
 
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
@@ -46,8 +51,14 @@ pub(super) async fn scan(
     let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
     // DataFusion's chain of errors ends in the one that names the row.
     let failed = |error: DataFusionError| wrong(error.strip_backtrace());
+    let home = Home::of(manifest).map_err(|error| wrong(error.to_string()))?;
+    // One in an object store is read as a copy.
+    let (file, _copy) = match &home {
+        Home::Store(_) => copy(manifest)?,
+        Home::Disk { .. } => (manifest.to_owned(), None),
+    };
     // In a task: a damaged Parquet file may make its reader panic.
-    let read = tokio::spawn(read(manifest.to_owned())).await;
+    let read = tokio::spawn(read(file)).await;
     let (names, batches) = read.map_err(|_| wrong(panics::DAMAGED.to_owned()))?.map_err(failed)?;
     let find = |wanted: &[&str]| wanted.iter().find_map(|name| names.iter().position(|found| found == name));
     let Some(path) = find(&PATH) else {
@@ -56,8 +67,8 @@ pub(super) async fn scan(
     };
     let (label, split) = (find(&["label"]), find(&["split"]));
     let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
-    let folder = manifest.parent().unwrap_or(Path::new(""));
-    let absolute = std::path::absolute(folder).map_err(|error| wrong(error.to_string()))?;
+    let folder = home.folder();
+    let mut objects: Vec<Row> = Vec::new();
     let mut number = 0;
     for batch in batches {
         let column = |index| Column::new(&batch, index).map_err(wrong);
@@ -78,13 +89,13 @@ pub(super) async fn scan(
                 scan.skip("rows that are neither query nor gallery");
             }
             for split in sides {
-                let id = id(path, folder, &absolute);
+                let id = home.id(path);
                 if path.contains('\0') {
                     let reason = format!("the path of row {number} holds a NUL, which no file's name can");
                     scan.fail(&id, split, "name", reason);
                     continue;
                 }
-                if !options.outside && leads_out(Path::new(&id)) {
+                if !options.outside && (is_url(&id) || leads_out(Path::new(&id))) {
                     let reason = format!(
                         "row {number} leads out of the manifest's folder; move the manifest above its pictures, or set \
                          input.outside = true if whoever wrote it may name any file"
@@ -92,14 +103,27 @@ pub(super) async fn scan(
                     scan.fail(&id, split, "outside", reason);
                     continue;
                 }
-                let file = folder.join(path);
+                let given = labels.get(row).map(str::to_owned);
+                let label = match rule {
+                    LabelRule::Regex(_) if label.is_none() => rule.label(&id),
+                    _ => given,
+                };
+                let file = match home.source(&id) {
+                    Some(Source::File(_)) => folder.join(path),
+                    Some(Source::Object(Object { url, .. })) => {
+                        objects.push(Row { number, id, split, label, url });
+                        continue;
+                    }
+                    _ => {
+                        let reason = format!(
+                            "row {number} names neither a file nor an object that a manifest here may name"
+                        );
+                        scan.fail(&id, split, "name", reason);
+                        continue;
+                    }
+                };
                 match std::fs::metadata(&file) {
                     Ok(kind) if kind.is_file() => {
-                        let given = labels.get(row).map(str::to_owned);
-                        let label = match rule {
-                            LabelRule::Regex(_) if label.is_none() => rule.label(&id),
-                            _ => given,
-                        };
                         scan.images.push(ImageRef { id, split, label, source: Source::File(file) });
                     }
                     Ok(_) => scan.fail(
@@ -118,7 +142,129 @@ pub(super) async fn scan(
             }
         }
     }
+    find_objects(objects, scan)
+}
+
+/// Where a manifest is: its rows count from there.
+enum Home {
+    Disk { folder: PathBuf, absolute: PathBuf },
+    Store(ObjectUrl),
+}
+
+impl Home {
+    fn of(manifest: &Path) -> std::io::Result<Home> {
+        if let Some(url) = ObjectUrl::of(manifest) {
+            return Ok(Home::Store(url.folder()));
+        }
+        let folder = manifest.parent().unwrap_or(Path::new("")).to_owned();
+        Ok(Home::Disk { absolute: std::path::absolute(&folder)?, folder })
+    }
+
+    fn folder(&self) -> PathBuf {
+        match self {
+            Home::Disk { folder, .. } => folder.clone(),
+            Home::Store(folder) => PathBuf::from(folder.to_string()),
+        }
+    }
+
+    /// The id of the picture that a row names.
+    fn id(&self, path: &str) -> String {
+        match (self, ObjectUrl::parse(path)) {
+            (Home::Store(folder), Ok(url))
+                if (url.scheme, &url.bucket) == (folder.scheme, &folder.bucket) =>
+            {
+                folder.name_of(&url.key).map_or(url.to_string(), str::to_owned)
+            }
+            (_, Ok(url)) => url.to_string(),
+            (Home::Disk { folder, absolute }, Err(_)) => id(path, folder, absolute),
+            (Home::Store(_), Err(_)) => id(path, Path::new(""), Path::new("")),
+        }
+    }
+
+    /// Where the picture of an id is; `None` where there is no such place.
+    fn source(&self, id: &str) -> Option<Source> {
+        if is_url(id) {
+            return ObjectUrl::parse(id).ok().map(|url| Source::Object(Object::at(url)));
+        }
+        match self {
+            Home::Disk { folder, .. } => Some(Source::File(folder.join(id))),
+            Home::Store(folder) => Some(Source::Object(Object::at(below(folder, id)?))),
+        }
+    }
+}
+
+/// Where the picture with this id is, that `manifest` names.
+pub(super) fn source_of(manifest: &Path, id: &str) -> Option<Source> {
+    match (is_url(id), ObjectUrl::of(manifest)) {
+        (false, None) => Some(Source::File(manifest.parent().unwrap_or(Path::new("")).join(id))),
+        (true, _) => ObjectUrl::parse(id).ok().map(|url| Source::Object(Object::at(url))),
+        (false, Some(url)) => Some(Source::Object(Object::at(below(&url.folder(), id)?))),
+    }
+}
+
+/// An object as counted from a folder; `..` leads up, but not out of the bucket. An absolute path is one of a machine.
+fn below(folder: &ObjectUrl, name: &str) -> Option<ObjectUrl> {
+    let mut parts: Vec<&str> = folder.key.split('/').filter(|part| !part.is_empty()).collect();
+    for part in Path::new(name).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::CurDir => {}
+            Component::ParentDir => drop(parts.pop()?),
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(ObjectUrl { key: parts.join("/"), ..folder.clone() })
+}
+
+/// A row that names an object.
+struct Row {
+    number: usize,
+    id: String,
+    split: Split,
+    label: Option<String>,
+    url: ObjectUrl,
+}
+
+/// Asks which of these objects are there, many at a time.
+fn find_objects(rows: Vec<Row>, scan: &mut Scan) -> Result<(), ScanError> {
+    let mut by_bucket: std::collections::BTreeMap<_, Vec<Row>> = std::collections::BTreeMap::new();
+    for row in rows {
+        by_bucket.entry((row.url.scheme, row.url.bucket.clone())).or_default().push(row);
+    }
+    for rows in by_bucket.into_values() {
+        let Some(first) = rows.first() else { continue };
+        let bucket = Bucket::of(&first.url)?;
+        let found = bucket.look_up(rows.iter().map(|row| row.url.key.clone()).collect())?;
+        for (Row { number, id, split, label, url }, found) in rows.into_iter().zip(found) {
+            match found {
+                Some(found) => {
+                    let object = Object { url, size: Some(found.size), e_tag: found.e_tag };
+                    scan.images.push(ImageRef { id, split, label, source: Source::Object(object) });
+                }
+                None => {
+                    let reason = format!("the object that row {number} names is missing: {url}");
+                    scan.fail(&id, split, "missing", reason);
+                }
+            }
+        }
+    }
     Ok(())
+}
+
+/// A copy of a manifest in an object store, of the same name, in a folder that goes when the second value does.
+fn copy(manifest: &Path) -> Result<(PathBuf, Option<tempfile::TempDir>), ScanError> {
+    let wrong =
+        |error: std::io::Error| ScanError::Manifest { path: manifest.to_owned(), reason: error.to_string() };
+    let url = ObjectUrl::parse(&manifest.to_string_lossy())
+        .map_err(|reason| wrong(std::io::Error::other(reason)))?;
+    let bucket = Bucket::of(&url)?;
+    let found = bucket.look_up(vec![url.key.clone()])?.into_iter().flatten().next();
+    let found = found.ok_or_else(|| wrong(std::io::Error::other("there is no such object")))?;
+    let folder = tempfile::Builder::new().prefix(".imagedex-").tempdir().map_err(wrong)?;
+    let path = folder.path().join(manifest.file_name().unwrap_or_default());
+    let file = File::create(&path).map_err(wrong)?;
+    bucket.download(&url, found.size, file).map_err(wrong)?;
+    Ok((path, Some(folder)))
 }
 
 /// The names of the columns, and the rows.

@@ -6,12 +6,15 @@
 
 mod folder;
 mod folders;
+mod known;
 mod manifest;
+mod objects;
 mod source;
 
 pub use folders::Folders;
+pub use known::Known;
 pub use manifest::is_manifest;
-pub use source::{Content, Source};
+pub use source::{Content, Object, Source};
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -26,6 +29,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::decode::Failure;
+use crate::objects::{ObjectError, ObjectUrl, hashes};
+use crate::progress::Progress;
 
 /// Why there is nothing to work on. Exit code 2: the input has to be put right.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +49,15 @@ pub enum ScanError {
          run again"
     )]
     Vanished { what: &'static str, path: PathBuf },
+    /// The object store, its network, or the credentials. Exit code 4, unlike the others.
+    #[error(
+        "{what}: {url} stopped answering while its pictures were read ({reason}), and what is stored of them was kept; run again once it \
+         answers"
+    )]
+    ObjectsVanished { what: &'static str, url: String, reason: String },
+    /// See ObjectError. Exit code 4 where the store does not answer.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// The reason names the row, or the column that is missing. Mend the manifest (docs/input-and-sql.md).
     #[error("manifest {path}: {reason}")]
     Manifest { path: PathBuf, reason: String },
@@ -92,7 +106,7 @@ impl LabelRule {
 /// What is scanned.
 #[derive(Debug, Clone)]
 pub struct ScanOptions {
-    /// A folder, or a manifest by its ending.
+    /// A folder, or a manifest by its ending; of this machine, or in an object store (`s3://bucket/folder`).
     pub gallery: PathBuf,
     pub queries: Option<PathBuf>,
     pub label: LabelRule,
@@ -187,11 +201,17 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
 
 /// Where the picture with this id lies, below the folder or beside the manifest that `root` is. A server may answer with any id:
 /// nothing where it would lead out of the folder. A manifest may name pictures anywhere, if it is allowed to.
-pub fn file_of(root: &Path, id: &str) -> Option<PathBuf> {
+pub fn file_of(root: &Path, id: &str) -> Option<Source> {
     if is_manifest(root) {
-        return Some(root.parent().unwrap_or(Path::new("")).join(id));
+        return manifest::source_of(root, id);
     }
-    leads_out(Path::new(id)).not().then(|| root.join(id))
+    if leads_out(Path::new(id)) {
+        return None;
+    }
+    Some(match ObjectUrl::of(root) {
+        Some(url) => Source::Object(Object::at(url.join(id))),
+        None => Source::File(root.join(id)),
+    })
 }
 
 /// Whether a path, taken from some folder, may end outside of it: it is absolute, or has a part `..`.
@@ -207,6 +227,12 @@ async fn scan_root(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
+    if let Some(url) = ObjectUrl::of(root) {
+        return match is_manifest(root) {
+            true => manifest::scan(root, split, options, scan).await,
+            false => objects::scan(&url, split, &options.label, scan),
+        };
+    }
     let unreadable = |reason| ScanError::Unreadable { what, path: root.to_owned(), reason };
     let kind = std::fs::metadata(root).map_err(unreadable)?;
     if kind.is_dir() {
@@ -257,12 +283,27 @@ fn shown(path: &Path) -> String {
 ///
 /// When `stop` is set the rest is left out of both lists. Files are read in pieces: their size does not matter.
 pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure>) {
+    hash_unless_known(images, &mut Known::default(), |_| true, stop)
+}
+
+/// The same; of objects those alone are read that are not `known`, and those that are read become so.
+///
+/// An object that is not `stored`, and whose content is not known under another name, will be embedded whatever it is. It is not
+/// read now only to be fetched again then: its hash stays empty, which is the hash of nothing.
+pub fn hash_unless_known(
+    images: Vec<ImageRef>,
+    known: &mut Known,
+    stored: impl Fn(&ImageRef) -> bool,
+    stop: &AtomicBool,
+) -> (Vec<Seen>, Vec<Failure>) {
+    let early = hash_objects(&images, known, stored, stop);
     let hashed: Vec<Result<Seen, Failure>> = images
         .into_par_iter()
+        .zip(early)
         .filter(|_| !stop.load(Ordering::Relaxed))
         .map_init(
             || vec![0; 1 << 16],
-            |buffer, image| match hash_content(&image.source, buffer) {
+            |buffer, (image, early)| match early.unwrap_or_else(|| hash_content(&image.source, buffer)) {
                 Ok(None) => Err(failure(&image, "empty", "the file is empty".to_owned())),
                 Ok(Some(sha256)) => Ok(Seen { image, sha256 }),
                 Err(error) => Err(failure(&image, "unreadable", error.to_string())),
@@ -278,6 +319,49 @@ pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure
         }
     }
     (seen, failures)
+}
+
+/// What became of a picture's hash: nothing where it has no bytes.
+type Hashed = std::io::Result<Option<String>>;
+
+/// The hashes of those `images` that are objects, in their place. Many are read at a time, as the answer to each takes its time.
+fn hash_objects(
+    images: &[ImageRef],
+    known: &mut Known,
+    stored: impl Fn(&ImageRef) -> bool,
+    stop: &AtomicBool,
+) -> Vec<Option<Hashed>> {
+    /// Objects between two looks at `stop`.
+    const AT_ONCE: usize = 1_024;
+    let mut hashed: Vec<Option<Hashed>> = images.iter().map(|_| None).collect();
+    let mut wanted = Vec::new();
+    let contents = known.contents();
+    for (i, image) in images.iter().enumerate() {
+        if let Source::Object(object) = &image.source {
+            match known.hash(object) {
+                Some(sha256) => hashed[i] = Some(Ok(Some(sha256))),
+                None if object.size == Some(0) => hashed[i] = Some(Ok(None)),
+                None if !contents.contains(&object.e_tag) && !stored(image) => {
+                    hashed[i] = Some(Ok(Some(String::new())));
+                }
+                None => wanted.push((i, object)),
+            }
+        }
+    }
+    let mut progress = Progress::start("read", wanted.len() as u64);
+    for part in wanted.chunks(AT_ONCE).take_while(|_| !stop.load(Ordering::Relaxed)) {
+        let found = hashes(part.iter().map(|(_, object)| (object.url.clone(), object.size)).collect());
+        let failed = found.iter().filter(|found| found.is_err()).count();
+        progress.advance(part.len() - failed, failed);
+        for ((i, object), found) in part.iter().zip(found) {
+            if let Ok(Some(sha256)) = &found {
+                known.note(object, sha256);
+            }
+            hashed[*i] = Some(found);
+        }
+    }
+    progress.finish();
+    hashed
 }
 
 /// Hex SHA-256 of a picture's bytes; nothing where there are none.
@@ -364,7 +448,7 @@ pub struct ImageRef {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub image: ImageRef,
-    /// Hex SHA-256 of the file's bytes.
+    /// Hex SHA-256 of the file's bytes. Empty for a new object, which is read when it is embedded.
     pub sha256: String,
 }
 
@@ -375,11 +459,29 @@ mod tests {
     #[test]
     fn an_id_does_not_lead_out_of_a_folder() {
         let folder = Path::new("photos");
-        assert_eq!(file_of(folder, "a/..b/1.jpg"), Some(PathBuf::from("photos/a/..b/1.jpg")));
+        let file = |path: &str| Some(Source::File(PathBuf::from(path)));
+        assert_eq!(file_of(folder, "a/..b/1.jpg"), file("photos/a/..b/1.jpg"));
         for id in ["../1.jpg", "a/../../1.jpg", "/etc/1.jpg", ".."] {
             assert_eq!(file_of(folder, id), None, "{id}");
         }
-        assert_eq!(file_of(Path::new("lists/a.csv"), "../1.jpg"), Some(PathBuf::from("lists/../1.jpg")));
+        assert_eq!(file_of(Path::new("lists/a.csv"), "../1.jpg"), file("lists/../1.jpg"));
+    }
+
+    #[test]
+    fn an_id_in_a_bucket_names_an_object() {
+        let named = |root: &str, id: &str| match file_of(Path::new(root), id) {
+            Some(Source::Object(object)) => Some(object.url.to_string()),
+            _ => None,
+        };
+        assert_eq!(named("s3://shop/photos", "a/1.jpg").as_deref(), Some("s3://shop/photos/a/1.jpg"));
+        assert_eq!(named("s3://shop/photos", "../1.jpg"), None);
+        assert_eq!(
+            named("s3://shop/photos/list.csv", "a/1.jpg").as_deref(),
+            Some("s3://shop/photos/a/1.jpg")
+        );
+        assert_eq!(named("s3://shop/photos/list.csv", "../1.jpg").as_deref(), Some("s3://shop/1.jpg"));
+        assert_eq!(named("s3://shop/list.csv", "../1.jpg"), None, "there is nothing above a bucket");
+        assert_eq!(named("lists/a.csv", "gs://other/1.jpg").as_deref(), Some("gs://other/1.jpg"));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,8 +15,9 @@ use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::escape;
+use crate::objects::Ahead;
 use crate::stages::decode::{self, DecodeOptions, Exif};
-use crate::stages::scan::{self, Split};
+use crate::stages::scan::{self, Source, Split};
 
 /// Thumbnails in a row of a sheet, and rows.
 const PER_ROW: usize = 8;
@@ -24,6 +25,8 @@ const PER_SHEET: usize = PER_ROW * PER_ROW;
 /// Sides of a thumbnail in pixels and qualities of its JPEG, from the best on. Sides are multiples of 16, the block
 /// that shares its colours, so that no thumbnail colours its neighbour.
 const RUNGS: [(u32, f32); 5] = [(96, 76.0), (80, 70.0), (64, 66.0), (64, 54.0), (48, 50.0)];
+/// Bytes of objects that are fetched before they are decoded.
+const AHEAD: u64 = 64 << 20;
 /// What is around a picture that is no square, on a light page and on a dark one.
 const MAT: Rgb<u8> = Rgb([40, 44, 52]);
 
@@ -38,7 +41,7 @@ pub struct Pictures<'a> {
 }
 
 impl Pictures<'_> {
-    fn file(&self, (split, id): (Split, &str)) -> Option<PathBuf> {
+    fn source(&self, (split, id): (Split, &str)) -> Option<Source> {
         let root = match split {
             Split::Gallery => self.gallery,
             Split::Query => self.queries.unwrap_or(self.gallery),
@@ -48,9 +51,12 @@ impl Pictures<'_> {
 
     /// At most `side` pixels wide and high, in whole; never enlarged.
     fn thumbnail(&self, picture: (Split, &str), side: u32) -> Option<RgbImage> {
-        let bytes = std::fs::read(self.file(picture)?).ok()?;
+        self.small(&self.source(picture)?.read().ok()?, side)
+    }
+
+    fn small(&self, bytes: &[u8], side: u32) -> Option<RgbImage> {
         let options = DecodeOptions { exif: Exif::Apply, max_pixels: self.max_pixels };
-        let image = decode::preview(&bytes, &options, side).ok()?;
+        let image = decode::preview(bytes, &options, side).ok()?;
         let image = RgbImage::from_raw(image.width, image.height, image.rgb)?;
         Some(within(image, side))
     }
@@ -80,8 +86,24 @@ pub struct Thumbnails<'a> {
 impl<'a> Thumbnails<'a> {
     /// Of these pictures, in `budget` bytes of CSS if the smallest size can do it.
     pub fn new(wanted: &[(Split, &'a str)], pictures: &Pictures, budget: usize) -> Thumbnails<'a> {
-        let read = |&picture: &(Split, &'a str)| Some((picture, pictures.thumbnail(picture, RUNGS[0].0)?));
-        let read: Vec<Option<((Split, &str), RgbImage)>> = wanted.par_iter().map(read).collect();
+        let side = RUNGS[0].0;
+        let mut read: Vec<Option<((Split, &str), RgbImage)>> = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(PER_SHEET) {
+            // Objects are on their way while others are decoded.
+            let ahead = Ahead::of(AHEAD);
+            let begin = |&picture: &(Split, &'a str)| {
+                (picture, pictures.source(picture).and_then(|source| source.fetch(&ahead, u64::MAX)))
+            };
+            let begun: Vec<_> = wanted.iter().map(begin).collect();
+            let small = |(picture, early): ((Split, &'a str), Option<crate::objects::Early>)| {
+                let small = match early {
+                    Some(early) => pictures.small(&early.take().ok()?.0, side),
+                    None => pictures.thumbnail(picture, side),
+                };
+                Some((picture, small?))
+            };
+            read.par_extend(begun.into_par_iter().map(small));
+        }
         let missing = read.iter().filter(|picture| picture.is_none()).count();
         let (names, mut images): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
         let place = names.into_iter().zip(0..).collect();
