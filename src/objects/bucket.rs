@@ -12,9 +12,9 @@ use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path as Key;
 use object_store::{
-    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload,
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions,
+    PutPayload, WriteMultipart,
 };
-use tokio::io::AsyncWriteExt;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -22,11 +22,21 @@ use super::error::{as_io, short};
 use super::url::Scheme;
 use super::{ObjectError, ObjectUrl, credentials};
 
+/// How often something is begun again that broke off while its answer came: not all of that is tried again by `object_store`.
+const TRIES: usize = 3;
+
+fn is_broken_off(error: &object_store::Error) -> bool {
+    matches!(error, object_store::Error::Generic { .. }) && !error.to_string().contains("max_retries")
+}
+
 /// Requests at a time where many objects are asked for: a store takes some ten to a hundred milliseconds for each.
 pub(super) const AT_A_TIME: usize = 64;
 
 /// Larger objects are fetched and sent in parts of this size, each with its own retries and time limit.
 pub(super) const PART: u64 = 8 << 20;
+
+/// Parts of an upload on their way.
+const PARTS_AT_A_TIME: usize = 4;
 
 /// What a listing says of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +150,14 @@ impl Bucket {
         let (store, prefix) = (self.store.clone(), key(&folder.key));
         let list = async move {
             let prefix = Some(&prefix).filter(|prefix| !prefix.as_ref().is_empty());
-            store.list(prefix).map_ok(Found::from).try_collect::<Vec<_>>().await
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                match store.list(prefix).map_ok(Found::from).try_collect::<Vec<_>>().await {
+                    Err(error) if tries < TRIES && is_broken_off(&error) => {}
+                    listed => break listed,
+                }
+            }
         };
         let mut found = self.wait(list).map_err(|error| ObjectError::of(folder, &error))?;
         found.sort_by(|a, b| a.key.cmp(&b.key));
@@ -233,8 +250,7 @@ impl Bucket {
                 };
                 tries += 1;
                 match got {
-                    // A connection that breaks off while an answer comes is not always tried again below this.
-                    Err(object_store::Error::Generic { .. }) if tries < 3 => continue,
+                    Err(error) if tries < TRIES && is_broken_off(&error) => continue,
                     got => break got.map_err(failed)?,
                 }
             };
@@ -260,10 +276,20 @@ impl Bucket {
         self.wait(put).map(drop).map_err(|error| ObjectError::of(url, &error))
     }
 
-    /// Writes an object that must not be there yet. False, and nothing is written, where it is.
+    /// Writes an object that must not be there yet. False, and nothing is written, where it is; also where it is this very one,
+    /// which arrived when its answer did not.
     pub fn create(&self, url: &ObjectUrl, bytes: impl Into<Bytes>) -> Result<bool, ObjectError> {
         let (store, key, payload) = (self.store.clone(), key(&url.key), PutPayload::from(bytes.into()));
-        let put = async move { store.put_opts(&key, payload, PutOptions::from(PutMode::Create)).await };
+        let put = async move {
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                match store.put_opts(&key, payload.clone(), PutOptions::from(PutMode::Create)).await {
+                    Err(error) if tries < TRIES && is_broken_off(&error) => {}
+                    put => break put,
+                }
+            }
+        };
         match self.wait(put) {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
@@ -300,23 +326,27 @@ impl Bucket {
             let put = async move { store.put_opts(&key, payload, options).await };
             return Ok(self.wait(put).map(drop).map_err(|error| ObjectError::of(url, &error)));
         }
-        let file = file.to_owned();
+        let mut file = std::fs::File::open(file)?;
         let send = async move {
-            let mut writer = object_store::buffered::BufWriter::with_capacity(store, key, PART as usize)
-                .with_attributes(options.attributes)
-                .with_max_concurrency(4);
-            let mut file = tokio::fs::File::open(&file).await.map_err(generic)?;
-            let sent = tokio::io::copy_buf(
-                &mut tokio::io::BufReader::with_capacity(1 << 20, &mut file),
-                &mut writer,
-            )
-            .await;
-            match sent {
-                Ok(_) => writer.shutdown().await.map_err(generic),
-                Err(error) => {
-                    // Else the parts that arrived would lie about, unseen and paid for.
-                    let _ = writer.abort().await;
-                    Err(generic(error))
+            let options =
+                PutMultipartOptions { attributes: options.attributes, ..PutMultipartOptions::default() };
+            let upload = store.put_multipart_opts(&key, options).await?;
+            let mut upload = WriteMultipart::new_with_chunk_size(upload, PART as usize);
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                let read = match upload.wait_for_capacity(PARTS_AT_A_TIME).await {
+                    Ok(()) => io::Read::read(&mut file, &mut buffer).map_err(generic),
+                    Err(error) => Err(error),
+                };
+                match read {
+                    // Takes back what has arrived if it fails.
+                    Ok(0) => break upload.finish().await.map(drop),
+                    Ok(count) => upload.write(&buffer[..count]),
+                    Err(error) => {
+                        // Else the parts that arrived would lie about, unseen and paid for.
+                        let _ = upload.abort().await;
+                        break Err(error);
+                    }
                 }
             }
         };
@@ -324,12 +354,8 @@ impl Bucket {
     }
 }
 
-/// An I/O error of an upload hides the store's own.
 fn generic(error: io::Error) -> object_store::Error {
-    match error.downcast::<object_store::Error>() {
-        Ok(error) => error,
-        Err(error) => object_store::Error::Generic { store: "upload", source: error.into() },
-    }
+    object_store::Error::Generic { store: "upload", source: error.into() }
 }
 
 /// For keys that were parsed, or come from a listing.

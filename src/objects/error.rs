@@ -22,6 +22,9 @@ pub enum ObjectError {
     Unreachable { url: String, reason: String },
 }
 
+const AWS_METADATA: &str = "169.254.169.254";
+const GOOGLE_METADATA: &str = "metadata.google.internal";
+
 impl ObjectError {
     /// Whether the configuration is at fault rather than network or server.
     pub fn is_usage(&self) -> bool {
@@ -35,11 +38,13 @@ impl ObjectError {
             NotFound { .. } => ObjectError::Missing { url, reason },
             PermissionDenied { .. } | Unauthenticated { .. } => ObjectError::Denied { url, reason },
             InvalidPath { .. } => ObjectError::Name { url, reason },
-            _ => match reason.contains("169.254.16") || reason.contains("metadata") {
-                // The last place where credentials are looked for.
-                true => ObjectError::Denied { url, reason: "no credentials were found".to_owned() },
-                false => ObjectError::Unreachable { url, reason },
-            },
+            _ => {
+                match [AWS_METADATA, GOOGLE_METADATA].iter().any(|place| error.to_string().contains(place)) {
+                    // The last place where credentials are looked for.
+                    true => ObjectError::Denied { url, reason: "no credentials were found".to_owned() },
+                    false => ObjectError::Unreachable { url, reason },
+                }
+            }
         }
     }
 }
