@@ -1,7 +1,7 @@
 //! Gallery, manifests, features and report on `s3://`, against a real S3 server; and what becomes of a run whose server fails.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -562,48 +562,80 @@ fn of_two_writers_of_a_table_one_fails_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_table_survives_a_server_that_dies_at_any_request() {
-    let reference = Store::new("dies", TABLE);
-    let expected = reference.expected();
+fn a_table_survives_a_machine_that_dies_at_any_write() {
+    let store = Store::new("dies", TABLE);
+    let expected = store.expected();
     let mut died = 0;
     for last in 0..12 {
-        let table = format!("[features]\ntable = '$bucket/table{last}'\n");
-        reference.pipeline(&format!(
-            "[input]\ngallery = '$bucket/photos/gallery'\nqueries = '$bucket/photos/queries'\n{table}"
+        store.pipeline(&format!(
+            "[input]\ngallery = '$bucket/photos/gallery'\nqueries = '$bucket/photos/queries'\n\
+             [features]\ntable = '$bucket/table{last}'\n"
         ));
-        let _ = std::fs::remove_dir_all(reference.shop.path("runs/shop"));
-        let writes = AtomicUsize::new(0);
+        let _ = std::fs::remove_dir_all(store.shop.path("runs/shop"));
+        let (writes, pid) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let killed = pid.clone();
         let proxy = Proxy::before(S3Node::shared().port(), move |asked| {
             let is_write = asked.method == "PUT" && asked.path.contains("/table");
-            match is_write && writes.fetch_add(1, Ordering::SeqCst) >= last {
-                // Half of them arrive, and nobody is told.
-                true if last % 2 == 0 => Fault::LoseAnswer,
-                true => Fault::Reset,
-                false => Fault::Pass,
+            if is_write && writes.fetch_add(1, Ordering::SeqCst) == last {
+                let pid = killed.load(Ordering::SeqCst).to_string();
+                let kill = Command::new("kill").args(["-KILL", &pid]).status();
+                assert!(kill.expect("kill starts").success());
             }
+            Fault::Pass
         });
-        let ended = reference.through(&proxy, &["extract", "shop.toml"]);
-        died += usize::from(ended.code == 4);
-        // The machine is gone, too, every third time.
+        let mut run = command(&proxy.url(), &store.args(&["extract", "shop.toml"]));
+        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        pid.store(run.id() as usize, Ordering::SeqCst);
+        died += usize::from(run.wait().expect("it ends").code().is_none());
+        // The machine's disk is gone, too, every third time.
         if last % 3 == 0 {
-            std::fs::remove_dir_all(reference.shop.path("runs/shop")).unwrap();
+            std::fs::remove_dir_all(store.shop.path("runs/shop")).unwrap();
         }
-        reference.imagedex(&["extract", "shop.toml"]).exits(0);
-        assert_eq!(reference.rows("features-copy"), expected, "after {last} writes");
-        assert_eq!(rows_in_bucket(&reference.bucket, &format!("table{last}")).0, 8, "after {last} writes");
+        store.imagedex(&["extract", "shop.toml"]).exits(0);
+        assert_eq!(store.rows("features-copy"), expected, "after {last} writes");
+        assert_eq!(rows_in_bucket(&store.bucket, &format!("table{last}")).0, 8, "after {last} writes");
     }
-    assert!(died >= 4, "only {died} runs met the fault");
+    assert!(died >= 6, "only {died} runs met their end");
+}
+
+#[test]
+fn a_table_is_sent_by_the_next_run_where_the_server_died() {
+    let store = Store::new("late", TABLE);
+    let is_entry = |asked: &Asked| asked.method == "PUT" && asked.path.contains("/_delta_log/");
+    let proxy =
+        Proxy::before(
+            S3Node::shared().port(),
+            move |asked| {
+                if is_entry(asked) { Fault::Reset } else { Fault::Pass }
+            },
+        );
+    store.through(&proxy, &["extract", "shop.toml"]).exits(4).complains("does not answer as it should");
+    assert!(store.bucket.list("table/_delta_log").is_empty(), "no entry without all that it names");
+    // What was embedded was not in vain.
+    store.imagedex(&["extract", "shop.toml"]).exits(0);
+    store.has_books(0, 8, 8);
+    assert_eq!(rows_in_bucket(&store.bucket, "table").0, 8);
+    // An answer that is lost: the entry is there, and is known for its own.
+    store.shop.picture("new.png", 40);
+    store.bucket.put("photos/gallery/cat/40.png", std::fs::read(store.shop.path("new.png")).unwrap());
+    let lost = AtomicBool::new(false);
+    let proxy = Proxy::before(S3Node::shared().port(), move |asked| {
+        match is_entry(asked) && !lost.swap(true, Ordering::SeqCst) {
+            true => Fault::LoseAnswer,
+            false => Fault::Pass,
+        }
+    });
+    store.through(&proxy, &["extract", "shop.toml"]).exits(0);
+    assert_eq!((proxy.spoilt(), rows_in_bucket(&store.bucket, "table").0), (1, 9));
 }
 
 #[test]
 fn a_store_without_conditional_writes_holds_no_table() {
     let store = Store::new("heedless", TABLE);
-    // As an older server answers, which knows no `If-None-Match`: it writes.
-    let proxy = Proxy::before(S3Node::shared().port(), |asked| {
-        match asked.method == "PUT" && asked.path.contains("_imagedex_probe") {
-            true => Fault::Answer(200, ""),
-            false => Fault::Pass,
-        }
+    // An older server, which knows no `If-None-Match`.
+    let proxy = Proxy::before(S3Node::shared().port(), |asked| match asked.method {
+        "PUT" => Fault::Strip("if-none-match"),
+        _ => Fault::Pass,
     });
     store
         .through(&proxy, &["extract", "shop.toml"])
