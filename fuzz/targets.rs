@@ -106,7 +106,7 @@ fn manifest(bytes: &[u8]) {
     let Ok(found) = runtime.block_on(scan::scan(&options)) else { return };
     let lists = folder().join("lists").canonicalize().expect("a folder");
     for image in &found.images {
-        let Source::File(path) = &image.source;
+        let Source::File(path) = &image.source else { panic!("no file: {image:?}") };
         let path = path.canonicalize().expect("it is there");
         assert!(path.starts_with(&lists), "{} leads to {}", image.id, path.display());
     }

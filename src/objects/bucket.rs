@@ -183,12 +183,11 @@ impl Bucket {
 
     /// The first bytes of each of these objects, in their order; nothing where they cannot be read.
     pub fn heads(&self, keys: Vec<String>, length: u64) -> Vec<Option<Bytes>> {
-        let store = self.store.clone();
+        let (store, count) = (self.store.clone(), keys.len());
         let heads = stream::iter(keys.into_iter().map(move |name| {
             let store = store.clone();
             async move { Ok(store.get_range(&key(&name), 0..length).await.ok()) }
         }));
-        let count = heads.size_hint().0;
         self.wait(heads.buffered(AT_A_TIME).try_collect()).unwrap_or_else(|_| vec![None; count])
     }
 

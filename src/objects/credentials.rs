@@ -182,7 +182,7 @@ mod tests {
         // Without an account there is no server to ask: said before anything is.
         if std::env::var_os("AZURE_STORAGE_ACCOUNT_NAME").is_none() {
             let url = ObjectUrl::parse("az://container/x").expect("valid");
-            let error = open(&url).err().expect("no account").to_string();
+            let error = open(&url).expect_err("no account").to_string();
             assert!(
                 error.contains("az://container/x cannot be used: ") && error.contains("ccount"),
                 "{error}"
