@@ -39,10 +39,20 @@ impl ObjectError {
             PermissionDenied { .. } | Unauthenticated { .. } => ObjectError::Denied { url, reason },
             InvalidPath { .. } => ObjectError::Name { url, reason },
             _ => {
-                match [AWS_METADATA, GOOGLE_METADATA].iter().any(|place| error.to_string().contains(place)) {
-                    // The last place where credentials are looked for.
-                    true => ObjectError::Denied { url, reason: "no credentials were found".to_owned() },
-                    false => ObjectError::Unreachable { url, reason },
+                // Of a listing, only the text says with what status it was refused.
+                let whole = error.to_string();
+                let has_status = |statuses: &[&str]| {
+                    statuses.iter().any(|status| whole.contains(&format!("status code: {status} ")))
+                };
+                // The last place where credentials are looked for.
+                if [AWS_METADATA, GOOGLE_METADATA].iter().any(|place| whole.contains(place)) {
+                    ObjectError::Denied { url, reason: "no credentials were found".to_owned() }
+                } else if has_status(&["401", "403"]) {
+                    ObjectError::Denied { url, reason }
+                } else if has_status(&["404"]) {
+                    ObjectError::Missing { url, reason }
+                } else {
+                    ObjectError::Unreachable { url, reason }
                 }
             }
         }
@@ -133,6 +143,10 @@ mod tests {
         assert_eq!(as_io(&url, &generic("timed out")).kind(), io::ErrorKind::Other);
         assert!(ObjectError::of(&url, &missing).is_usage());
         assert!(!ObjectError::of(&url, &generic("timed out")).is_usage());
+        let listing = generic(
+            "Server returned non-2xx status code: 404 Not Found: <Error><Code>NoSuchBucket</Code></Error>",
+        );
+        assert_eq!(as_io(&url, &listing).kind(), io::ErrorKind::NotFound);
         let nobody = ObjectError::of(
             &url,
             &generic("error sending request for url (http://169.254.169.254/latest/api/token)"),
