@@ -437,11 +437,13 @@ fn credentials_are_asked_for_and_told_to_nobody() {
 /// Rows of the table in the bucket, as another library reads it there.
 fn rows_in_bucket(bucket: &Bucket, key: &str) -> usize {
     const READ: &str = "
-import sys
+import os, sys
 from deltalake import DeltaTable
 url, endpoint, id, secret = sys.argv[1:]
 options = {'AWS_ENDPOINT_URL': endpoint, 'AWS_ALLOW_HTTP': 'true', 'AWS_REGION': 'us-east-1', 'AWS_ACCESS_KEY_ID': id, 'AWS_SECRET_ACCESS_KEY': secret}
-print(DeltaTable(url, storage_options=options).to_pyarrow_table().num_rows)";
+print(DeltaTable(url, storage_options=options).to_pyarrow_table().num_rows, flush=True)
+# Its threads may abort the process where the interpreter ends by itself.
+os._exit(0)";
     let python = cache().join("python/bin/python");
     assert!(python.is_file(), "{} is missing: run `make setup-python`", python.display());
     let endpoint = format!("http://127.0.0.1:{}", S3Node::shared().port());
