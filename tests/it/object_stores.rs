@@ -485,11 +485,8 @@ fn a_table_in_a_bucket_is_that_of_every_machine() {
 
     // A damaged copy is fetched again.
     let copy = store.shop.path("runs/shop/features-copy");
-    let part = std::fs::read_dir(&copy).unwrap().flatten().map(|entry| entry.path());
-    let part = part
-        .filter(|path| path.extension().is_some_and(|end| end == "parquet"))
-        .max_by_key(|path| path.metadata().unwrap().len());
-    let part = part.unwrap();
+    let files = runtime().block_on(FeatureStore::open(&copy)).unwrap().unwrap().files().unwrap();
+    let part = files.into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
     let mut bytes = std::fs::read(&part).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -519,6 +516,12 @@ fn a_table_in_a_bucket_is_that_of_every_machine() {
         .complains("restore that object in the bucket");
     store.bucket.put(&format!("table/{name}"), sound);
     store.imagedex(&["features", "verify", "shop.toml"]).exits(0).says("; sound");
+
+    let to = store.bucket.url("other");
+    store
+        .imagedex(&["features", "import", "x.parquet", "--table", &to])
+        .exits(2)
+        .complains("import into a folder");
 
     // A table that went away is no reason to make another.
     for key in store.bucket.list("table") {

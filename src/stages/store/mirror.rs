@@ -26,7 +26,7 @@ use tokio::runtime::Runtime;
 
 use super::durable::{CHECKSUMS, checksum_file, make_folder, seal, sync_folder};
 use super::{FeatureStore, StoreError, holds_table};
-use crate::objects::{Bucket, Found, ObjectUrl};
+use crate::objects::{Bucket, Found, ObjectError, ObjectUrl};
 use crate::stages::report::{folder_of, temporary_in};
 use crate::stages::scan::sha256_of;
 
@@ -296,13 +296,11 @@ impl Mirror {
     }
 
     fn unread(&self, name: &str, error: &io::Error) -> StoreError {
+        let (url, reason) = (self.url.join(name).to_string(), error.to_string());
         match error.kind() {
             io::ErrorKind::NotFound => self.damaged(name, "is missing"),
-            _ => crate::objects::ObjectError::Unreachable {
-                url: self.url.join(name).to_string(),
-                reason: error.to_string(),
-            }
-            .into(),
+            io::ErrorKind::PermissionDenied => ObjectError::Denied { url, reason }.into(),
+            _ => ObjectError::Unreachable { url, reason }.into(),
         }
     }
 
