@@ -17,15 +17,16 @@ use super::url::Scheme;
 use super::{ObjectError, ObjectUrl};
 use crate::objects::error::short;
 
-/// How often and how long a request is made again: 429, 5xx, and connections that fail. Some 20 seconds where nobody answers.
+/// How often and how long a request is made again: 429, 5xx, and connections that fail. Half a minute or so where nobody
+/// answers: pauses are drawn at random, each from up to three times the one before.
 fn retries() -> RetryConfig {
     RetryConfig {
         backoff: BackoffConfig {
-            init_backoff: Duration::from_millis(100),
+            init_backoff: Duration::from_millis(200),
             max_backoff: Duration::from_secs(8),
-            base: 2.0,
+            base: 3.0,
         },
-        max_retries: 8,
+        max_retries: 10,
         retry_timeout: Duration::from_secs(90),
     }
 }
