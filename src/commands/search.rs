@@ -89,7 +89,11 @@ impl Answer {
         let sources = places.sources(&ids);
         let shown = |source: Option<&Source>| {
             let source = source.ok_or("the gallery holds no picture of this id")?;
-            thumbnail(&source.read().map_err(|error| error.to_string())?)
+            let bytes = source.read().map_err(|error| match source {
+                Source::File(path) => format!("{}: {error}", path.display()),
+                _ => error.to_string(),
+            })?;
+            thumbnail(&bytes)
         };
         let mut body = html::figure(&thumbnail(query), &["query"]);
         let count = self.hits.len();

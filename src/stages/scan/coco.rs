@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
-use super::manifest::{Place, id};
+use super::manifest::{Objects, Place};
 use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Split};
 
 /// Whether a file is taken for one, by its ending.
@@ -142,8 +142,8 @@ pub(super) fn scan(
     let of_images = main_categories(&images, &annotations, &categories, scan);
     drop(annotations);
     let folder = folder(file, options.images.as_deref());
-    let absolute = std::path::absolute(&folder).map_err(|error| wrong(error.to_string()))?;
-    let place = Place { folder: &folder, options, list: "COCO file" };
+    let place = Place::of(&folder, options, "COCO file").map_err(|error| wrong(error.to_string()))?;
+    let mut objects = Objects::default();
     let mut several = 0;
     for (number, (image, main)) in images.into_iter().zip(of_images).enumerate() {
         let row = format!("picture {}", number + 1);
@@ -151,7 +151,7 @@ pub(super) fn scan(
             scan.fail(&row, split, "name", "it has no file_name");
             continue;
         };
-        let id = id(&path, &folder, &absolute);
+        let id = place.name(&path);
         match place.picture(&path, &id, &row) {
             Err((kind, reason)) => scan.fail(&id, split, kind, reason),
             Ok(source) => {
@@ -161,10 +161,11 @@ pub(super) fn scan(
                     rule @ (LabelRule::Regex(_) | LabelRule::TopFolder) => rule.label(&id),
                     _ => main.and_then(|main| classes[main.category].clone()),
                 };
-                scan.images.push(ImageRef { id, split, label, source });
+                objects.add(row, ImageRef { id, split, label, source }, scan);
             }
         }
     }
+    objects.find(scan)?;
     if several > 0 && matches!(options.label, LabelRule::Folder | LabelRule::Column(_)) {
         tracing::info!(
             "{}: {several} pictures have regions of several categories; their class is the one that covers the most",

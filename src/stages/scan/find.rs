@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use super::manifest::{self, Home};
 use super::{Root, Source, coco, pattern, webdataset};
+use crate::objects::is_url;
 
 /// Where pictures are, for those who have only their ids.
 #[derive(Debug, Clone, Copy)]
@@ -18,28 +20,30 @@ impl Places<'_> {
     /// The pictures with these ids, in their order. The headers of each archive are read once.
     ///
     /// A server may answer with any id: nothing where it would lead out of the folder. A manifest may name pictures anywhere, if it
-    /// is allowed to. Of a file it is not said that it is there, of a part of an archive it is.
+    /// is allowed to, by URL as well. Of a file or an object it is not said that it is there, of a part of an archive it is.
     pub fn sources(&self, ids: &[&str]) -> Vec<Option<Source>> {
         let Places { root, images } = *self;
-        let beside = root.parent().unwrap_or(Path::new(""));
         let kind = Root::of(root);
         let folder = match kind {
             Root::Manifest => {
-                let folder = images.unwrap_or(beside);
-                return ids.iter().map(|id| Some(Source::File(folder.join(id)))).collect();
+                let home = Home::of(&manifest::folder(root, images));
+                return ids.iter().map(|id| home.source(id)).collect();
             }
             Root::Coco => coco::folder(root, images),
-            Root::Folder => root.to_owned(),
-            Root::Archive => beside.to_owned(),
+            Root::Folder | Root::Objects => root.to_owned(),
+            Root::Archive => root.parent().unwrap_or(Path::new("")).to_owned(),
             Root::Pattern => pattern::base(root),
         };
-        let holds_files = matches!(kind, Root::Coco | Root::Folder);
+        let home = Home::of(&folder);
+        let is_on_disk = matches!(home, Home::Disk(_));
+        let holds_files = matches!(kind, Root::Coco | Root::Folder | Root::Objects);
         let mut found = vec![None; ids.len()];
         let mut members: BTreeMap<PathBuf, Vec<(usize, &str)>> = BTreeMap::new();
-        for (place, id) in ids.iter().enumerate().filter(|(_, id)| !leads_out(Path::new(id))) {
-            match archive(&folder, id) {
+        let is_within = |id: &str| !is_url(id) && !leads_out(Path::new(id));
+        for (place, id) in ids.iter().enumerate().filter(|(_, id)| is_within(id)) {
+            match is_on_disk.then(|| archive(&folder, id)).flatten() {
                 Some((archive, name)) => members.entry(archive).or_default().push((place, name)),
-                None if holds_files => found[place] = Some(Source::File(folder.join(id))),
+                None if holds_files => found[place] = home.source(id),
                 None => {}
             }
         }
@@ -88,5 +92,34 @@ mod tests {
         assert_eq!(source("lists/a.csv", "../1.jpg"), file("lists/../1.jpg"));
         let manifest = Places { root: Path::new("lists/a.csv"), images: Some(Path::new("photos")) };
         assert_eq!(manifest.sources(&["1.jpg"]), [file("photos/1.jpg")]);
+    }
+
+    #[test]
+    fn an_id_in_a_bucket_names_an_object() {
+        let url = |source| match source {
+            Some(Source::Object(object)) => Some(object.url.to_string()),
+            None => None,
+            other => panic!("{other:?}"),
+        };
+        let named = |root: &str, id: &str| url(source(root, id));
+        assert_eq!(named("s3://shop/photos", "a/1.jpg").as_deref(), Some("s3://shop/photos/a/1.jpg"));
+        assert_eq!(named("s3://shop", "a.tar/1.jpg").as_deref(), Some("s3://shop/a.tar/1.jpg"));
+        for id in ["../1.jpg", "/etc/1.jpg", "s3://other/1.jpg"] {
+            assert_eq!(named("s3://shop/photos", id), None, "{id}");
+            assert_eq!(named("photos", id), None, "{id}");
+        }
+        assert_eq!(
+            named("s3://shop/photos/list.csv", "a/1.jpg").as_deref(),
+            Some("s3://shop/photos/a/1.jpg")
+        );
+        assert_eq!(named("s3://shop/photos/list.csv", "../1.jpg").as_deref(), Some("s3://shop/1.jpg"));
+        assert_eq!(named("s3://shop/list.csv", "../1.jpg"), None, "there is nothing above a bucket");
+        assert_eq!(named("s3://shop/list.csv", "/etc/1.jpg"), None, "that is one of this machine");
+        assert_eq!(named("lists/a.csv", "gs://other/1.jpg").as_deref(), Some("gs://other/1.jpg"));
+        let images = Some(Path::new("s3://shop/photos"));
+        for root in ["lists/a.csv", "s3://other/a.csv", "annotations/all.json"] {
+            let found = Places { root: Path::new(root), images }.sources(&["1.jpg"]).remove(0);
+            assert_eq!(url(found).as_deref(), Some("s3://shop/photos/1.jpg"), "{root}");
+        }
     }
 }

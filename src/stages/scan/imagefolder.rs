@@ -13,7 +13,7 @@ use super::{Scan, ScanError, ScanOptions, Split, folder};
 const FILES: [&str; 3] = ["metadata.csv", "metadata.jsonl", "metadata.parquet"];
 
 /// The column that makes a table metadata of pictures.
-const COLUMN: &str = "file_name";
+pub(super) const COLUMN: &str = "file_name";
 
 /// Names of folders that stand for a split.
 const TRAIN: [&str; 2] = ["train", "training"];
@@ -32,6 +32,15 @@ struct Metadata {
 /// Whether a folder has metadata that could name pictures of both sides.
 pub(super) fn has_splits(root: &Path) -> bool {
     find(root, Split::Gallery).is_ok_and(|found| !found.is_empty())
+}
+
+/// Whether a file would be metadata by its path below a folder.
+pub(super) fn is_metadata(id: &str) -> bool {
+    let (folder, file) = id.rsplit_once('/').unwrap_or(("", id));
+    let folder = folder.to_ascii_lowercase();
+    let is_split = |names: &[&str]| names.contains(&&*folder);
+    FILES.contains(&file)
+        && (folder.is_empty() || is_split(&TRAIN) || is_split(&TEST) || is_split(&VALIDATION))
 }
 
 /// Adds the pictures that its metadata list. `false` where it has none.

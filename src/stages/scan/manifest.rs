@@ -8,10 +8,15 @@
 //! `..`, is a failure unless [`ScanOptions::outside`] allows it. A symbolic link is followed: it was put there by who may write
 //! in the folder.
 //!
+//! A manifest may lie in an object store, beside or above its pictures, and a row of any manifest may be a URL (`s3://…`); one that
+//! leads out of the manifest's folder is held as any other that does. Where rows count from a folder of an object store, none names a
+//! file of this machine.
+//!
 //! The rows keep their order and every value is taken as text: `007` stays a label of three characters.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -21,9 +26,12 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::{
     CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
+use tempfile::TempDir;
 
 use super::find::leads_out;
+use super::source::Object;
 use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split};
+use crate::objects::{Bucket, ObjectUrl, is_url};
 use crate::panics;
 
 /// Columns that name the picture, the first that is there.
@@ -33,6 +41,15 @@ const PATH: [&str; 3] = ["path", "file_name", "filename"];
 pub fn is_manifest(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
+}
+
+/// What the names in a manifest count from: `images` if it is given, else its own folder, which may be one of an object store.
+pub(super) fn folder(manifest: &Path, images: Option<&Path>) -> PathBuf {
+    match (images, ObjectUrl::of(manifest)) {
+        (Some(images), _) => images.to_owned(),
+        (None, Some(url)) => PathBuf::from(url.folder().to_string()),
+        (None, None) => manifest.parent().unwrap_or(Path::new("")).to_owned(),
+    }
 }
 
 /// Adds the manifest's rows. A row that names no split belongs to `default`.
@@ -45,9 +62,9 @@ pub(super) async fn scan(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
-    let folder = options.images.as_deref().or(manifest.parent()).unwrap_or(Path::new(""));
+    let folder = folder(manifest, options.images.as_deref());
     let columns = &PATH;
-    let rows = Rows { columns, folder, prefix: "", split: default, labelled_by_folders: false };
+    let rows = Rows { columns, folder: &folder, prefix: "", split: default, labelled_by_folders: false };
     Table::open(manifest).await?.scan(&rows, options, scan).await
 }
 
@@ -70,17 +87,19 @@ pub(super) struct Table<'a> {
     path: &'a Path,
     frame: DataFrame,
     pub columns: Vec<String>,
+    /// What is read of one in an object store; it goes with the table.
+    _copy: Option<TempDir>,
 }
 
 impl Table<'_> {
     pub(super) async fn open(path: &Path) -> Result<Table<'_>, ScanError> {
-        let task = {
-            let path = path.to_owned();
-            async move { open(&path).await }
+        let (file, copy) = match ObjectUrl::of(path) {
+            Some(url) => copy(path, &url)?,
+            None => (path.to_owned(), None),
         };
-        let frame = careful(path, task).await?;
+        let frame = careful(path, async move { open(&file).await }).await?;
         let columns = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
-        Ok(Table { path, frame, columns })
+        Ok(Table { path, frame, columns, _copy: copy })
     }
 
     pub(super) async fn scan(
@@ -89,7 +108,7 @@ impl Table<'_> {
         options: &ScanOptions,
         scan: &mut Scan,
     ) -> Result<(), ScanError> {
-        let Table { path: manifest, frame, columns } = self;
+        let Table { path: manifest, frame, columns, _copy } = self;
         let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
         let batches = careful(manifest, frame.collect()).await?;
         let find =
@@ -111,8 +130,8 @@ impl Table<'_> {
         };
         let split = find(&["split"]);
         let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
-        let place = Place { folder: rows.folder, options, list: "manifest" };
-        let absolute = std::path::absolute(rows.folder).map_err(|error| wrong(error.to_string()))?;
+        let place = Place::of(rows.folder, options, "manifest").map_err(|error| wrong(error.to_string()))?;
+        let mut objects = Objects::default();
         let mut number = 0;
         for batch in batches {
             let column = |index| Column::new(&batch, index).map_err(wrong);
@@ -133,9 +152,10 @@ impl Table<'_> {
                     scan.skip("rows that are neither query nor gallery");
                 }
                 for split in sides {
-                    let name = id(path, rows.folder, &absolute);
-                    let id = format!("{}{name}", rows.prefix);
-                    match place.picture(path, &name, &format!("row {number}")) {
+                    let name = place.name(path);
+                    let id = if is_url(&name) { name.clone() } else { format!("{}{name}", rows.prefix) };
+                    let listed = format!("row {number}");
+                    match place.picture(path, &name, &listed) {
                         Err((kind, reason)) => scan.fail(&id, split, kind, reason),
                         Ok(source) => {
                             let label = match &options.label {
@@ -144,26 +164,90 @@ impl Table<'_> {
                                 rule if rows.labelled_by_folders => rule.label(&name),
                                 _ => None,
                             };
-                            scan.images.push(ImageRef { id, split, label, source });
+                            objects.add(listed, ImageRef { id, split, label, source }, scan);
                         }
                     }
                 }
             }
         }
-        Ok(())
+        objects.find(scan)
     }
+}
+
+/// What the names of a list count from.
+pub(super) enum Home {
+    Disk(PathBuf),
+    Store(ObjectUrl),
+}
+
+impl Home {
+    pub(super) fn of(folder: &Path) -> Home {
+        ObjectUrl::of(folder).map_or_else(|| Home::Disk(folder.to_owned()), Home::Store)
+    }
+
+    /// Where the picture of an id is; `None` where there is no such place.
+    pub(super) fn source(&self, id: &str) -> Option<Source> {
+        if is_url(id) {
+            return ObjectUrl::parse(id).ok().map(|url| Source::Object(Object::at(url)));
+        }
+        match self {
+            Home::Disk(folder) => Some(Source::File(folder.join(id))),
+            Home::Store(folder) => Some(Source::Object(Object::at(below(folder, id)?))),
+        }
+    }
+}
+
+/// An object as counted from a folder; `..` leads up, but not out of the bucket. An absolute path is one of a machine.
+fn below(folder: &ObjectUrl, name: &str) -> Option<ObjectUrl> {
+    let mut parts: Vec<&str> = folder.key.split('/').filter(|part| !part.is_empty()).collect();
+    for part in Path::new(name).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::CurDir => {}
+            Component::ParentDir => drop(parts.pop()?),
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(ObjectUrl { key: parts.join("/"), ..folder.clone() })
 }
 
 /// Where the pictures are that a list names.
 pub(super) struct Place<'a> {
-    pub folder: &'a Path,
-    pub options: &'a ScanOptions,
+    home: Home,
+    /// The folder, in whole.
+    absolute: PathBuf,
+    options: &'a ScanOptions,
     /// What to call the list.
-    pub list: &'a str,
+    list: &'a str,
 }
 
-impl Place<'_> {
-    /// The picture at `path`, as it is written; `name` is the same, cleaned. Errors: the kind of failure, and the reason.
+impl<'a> Place<'a> {
+    /// Errors: there is no current folder to count from.
+    pub(super) fn of(folder: &Path, options: &'a ScanOptions, list: &'a str) -> io::Result<Place<'a>> {
+        let home = Home::of(folder);
+        let absolute = match &home {
+            Home::Disk(folder) => std::path::absolute(folder)?,
+            Home::Store(_) => PathBuf::new(),
+        };
+        Ok(Place { home, absolute, options, list })
+    }
+
+    /// What a picture is called whose path is written so: as counted from the folder, where it lies below it.
+    pub(super) fn name(&self, path: &str) -> String {
+        match (&self.home, ObjectUrl::parse(path)) {
+            (Home::Store(folder), Ok(url))
+                if (url.scheme, &url.bucket) == (folder.scheme, &folder.bucket) =>
+            {
+                folder.name_of(&url.key).map_or(url.to_string(), str::to_owned)
+            }
+            (_, Ok(url)) => url.to_string(),
+            (Home::Disk(folder), Err(_)) => id(path, folder, &self.absolute),
+            (Home::Store(_), Err(_)) => id(path, Path::new(""), Path::new("")),
+        }
+    }
+
+    /// The picture at `path`, as it is written; `name` is the same, cleaned. Of a file it is known to be there, of an object not yet.
+    /// Errors: the kind of failure, and the reason.
     pub(super) fn picture(
         &self,
         path: &str,
@@ -174,7 +258,7 @@ impl Place<'_> {
             return Err(("name", format!("the path of {row} holds a NUL, which no file's name can")));
         }
         let list = self.list;
-        if !self.options.outside && leads_out(Path::new(name)) {
+        if !self.options.outside && (is_url(name) || leads_out(Path::new(name))) {
             let reason = match self.options.images {
                 None => format!(
                     "{row} leads out of the {list}'s folder; move the {list} above its pictures, or set \
@@ -187,16 +271,76 @@ impl Place<'_> {
             };
             return Err(("outside", reason));
         }
-        let file = self.folder.join(path);
+        let file = match (&self.home, self.home.source(name)) {
+            (Home::Disk(folder), Some(Source::File(_))) => folder.join(path),
+            (_, Some(source)) => return Ok(source),
+            (_, None) => {
+                let reason = format!("{row} names neither a file nor an object that this {list} may name");
+                return Err(("name", reason));
+            }
+        };
         match std::fs::metadata(&file) {
             Ok(kind) if kind.is_file() => Ok(Source::File(file)),
             Ok(_) => Err(("not_a_file", format!("{row} names a folder or a device"))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(("missing", format!("the file that {row} names is missing: {}", file.display())))
             }
             Err(error) => Err(("unreadable", error.to_string())),
         }
     }
+}
+
+/// The objects that a list names, each with its row: whether they are there is asked of many at a time.
+#[derive(Default)]
+pub(super) struct Objects(BTreeMap<String, Vec<(String, ImageRef, Object)>>);
+
+impl Objects {
+    /// Keeps a picture that is an object; another one is among those of `scan` at once.
+    pub(super) fn add(&mut self, row: String, image: ImageRef, scan: &mut Scan) {
+        match image.source.clone() {
+            Source::Object(object) => {
+                let bucket = format!("{}://{}", object.url.scheme.name(), object.url.bucket);
+                self.0.entry(bucket).or_default().push((row, image, object));
+            }
+            _ => scan.images.push(image),
+        }
+    }
+
+    /// Asks which of them are there.
+    pub(super) fn find(self, scan: &mut Scan) -> Result<(), ScanError> {
+        for rows in self.0.into_values() {
+            let Some((_, _, first)) = rows.first() else { continue };
+            let bucket = Bucket::of(&first.url)?;
+            let found = bucket.look_up(rows.iter().map(|(_, _, object)| object.url.key.clone()).collect())?;
+            for ((row, image, Object { url, .. }), found) in rows.into_iter().zip(found) {
+                match found {
+                    Some(found) => {
+                        let object = Object { url, size: Some(found.size), e_tag: found.e_tag };
+                        scan.images.push(ImageRef { source: Source::Object(object), ..image });
+                    }
+                    None => {
+                        let reason = format!("the object that {row} names is missing: {url}");
+                        scan.fail(&image.id, image.split, "missing", reason);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A copy of a manifest in an object store, of the same name, in a folder that goes when the second value does.
+fn copy(manifest: &Path, url: &ObjectUrl) -> Result<(PathBuf, Option<TempDir>), ScanError> {
+    let wrong =
+        |error: io::Error| ScanError::Manifest { path: manifest.to_owned(), reason: error.to_string() };
+    let bucket = Bucket::of(url)?;
+    let found = bucket.look_up(vec![url.key.clone()])?.into_iter().flatten().next();
+    let found = found.ok_or_else(|| wrong(io::Error::other("there is no such object")))?;
+    let folder = tempfile::Builder::new().prefix(".imagedex-").tempdir().map_err(wrong)?;
+    let path = folder.path().join(manifest.file_name().unwrap_or_default());
+    let file = File::create(&path).map_err(wrong)?;
+    bucket.download(url, found.size, file).map_err(wrong)?;
+    Ok((path, Some(folder)))
 }
 
 /// In a task: a damaged Parquet file may make its reader panic.
@@ -315,7 +459,7 @@ fn named(split: Option<&str>, default: Split) -> Result<Split, String> {
 }
 
 /// The path as written, `/`-separated, without `.` parts; an absolute one below the manifest's folder becomes relative.
-pub(super) fn id(path: &str, folder: &Path, absolute: &Path) -> String {
+fn id(path: &str, folder: &Path, absolute: &Path) -> String {
     let path = Path::new(path);
     let relative = path.strip_prefix(absolute).or_else(|_| path.strip_prefix(folder)).unwrap_or(path);
     let parts = relative.components().filter(|part| !matches!(part, Component::CurDir));

@@ -9,7 +9,9 @@ mod find;
 mod folder;
 mod folders;
 mod imagefolder;
+mod known;
 mod manifest;
+mod objects;
 mod pattern;
 mod source;
 mod tar;
@@ -17,8 +19,9 @@ mod webdataset;
 
 pub use find::Places;
 pub use folders::Folders;
+pub use known::Known;
 pub use manifest::is_manifest;
-pub use source::{Archive, Content, Source};
+pub use source::{Archive, Content, Object, Source};
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,6 +35,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::decode::Failure;
+use crate::objects::{ObjectError, ObjectUrl, hashes};
+use crate::progress::Progress;
 
 /// Why there is nothing to work on. Exit code 2: the input has to be put right.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +67,18 @@ pub enum ScanError {
     /// Correct the name in `input.label`, or choose another rule.
     #[error("{what} {path} has no column `{column}`, which input.label names; {found}")]
     NoColumn { what: &'static str, path: PathBuf, column: String, found: String },
+    /// The object store, its network, or the credentials. Exit code 4, unlike the others.
+    #[error(
+        "{what}: {url} stopped answering while its pictures were read ({reason}), and what is stored of them was kept; run again once it \
+         answers"
+    )]
+    ObjectsVanished { what: &'static str, url: String, reason: String },
+    /// An object store may hold a folder of pictures, or a manifest (docs/object-stores.md).
+    #[error("{what} {url}: {found} is read from this machine alone; {remedy}")]
+    NotInStores { what: &'static str, url: String, found: &'static str, remedy: &'static str },
+    /// See ObjectError. Exit code 4 where the store does not answer.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// The reason names the row, or the column that is missing. Mend the manifest (docs/input-and-sql.md).
     #[error("manifest {path}: {reason}")]
     Manifest { path: PathBuf, reason: String },
@@ -112,7 +129,8 @@ impl LabelRule {
 /// What is scanned.
 #[derive(Debug, Clone)]
 pub struct ScanOptions {
-    /// A folder; by its ending a manifest, a COCO file or a tar file; or a pattern of tar files.
+    /// A folder; by its ending a manifest, a COCO file or a tar file; or a pattern of tar files. A folder or a manifest may lie in an
+    /// object store (`s3://bucket/folder`).
     pub gallery: PathBuf,
     pub queries: Option<PathBuf>,
     /// What the names in a manifest or in a COCO file count from, if not from where they lie.
@@ -217,11 +235,21 @@ enum Root {
     Archive,
     /// Of archives.
     Pattern,
+    /// In an object store, and no manifest.
+    Objects,
 }
 
 impl Root {
+    /// Of a URL the disk is not asked.
     fn of(root: &Path) -> Root {
         match root {
+            _ if ObjectUrl::of(root).is_some() => {
+                if is_manifest(root) {
+                    Root::Manifest
+                } else {
+                    Root::Objects
+                }
+            }
             _ if root.is_dir() => Root::Folder,
             _ if pattern::is_pattern(root) && !root.exists() => Root::Pattern,
             _ if is_manifest(root) => Root::Manifest,
@@ -234,7 +262,7 @@ impl Root {
 
 /// Whether pictures of both sides may come from `root`: a manifest with a column for that, or a folder with metadata of splits.
 pub fn holds_both(root: &Path) -> bool {
-    is_manifest(root) || imagefolder::has_splits(root)
+    is_manifest(root) || (ObjectUrl::of(root).is_none() && imagefolder::has_splits(root))
 }
 
 /// One input, all of one split but for rows that name theirs.
@@ -245,8 +273,14 @@ async fn scan_root(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
-    let unreadable = |reason| ScanError::Unreadable { what, path: root.to_owned(), reason };
     let kind = Root::of(root);
+    if let Some(url) = ObjectUrl::of(root) {
+        return match kind {
+            Root::Manifest => manifest::scan(root, split, options, scan).await,
+            _ => objects::scan(&url, split, &options.label, scan).await,
+        };
+    }
+    let unreadable = |reason| ScanError::Unreadable { what, path: root.to_owned(), reason };
     if kind == Root::Pattern {
         let base = pattern::base(root);
         let mut shards = Vec::new();
@@ -322,12 +356,27 @@ fn shown(path: &Path) -> String {
 ///
 /// When `stop` is set the rest is left out of both lists. Files are read in pieces: their size does not matter.
 pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure>) {
+    hash_unless_known(images, &mut Known::default(), |_| true, stop)
+}
+
+/// The same; of objects those alone are read that are not `known`, and those that are read become so.
+///
+/// An object that is not `stored`, and whose content is not known under another name, will be embedded whatever it is. It is not
+/// read now only to be fetched again then: its hash stays empty, which is the hash of nothing.
+pub fn hash_unless_known(
+    images: Vec<ImageRef>,
+    known: &mut Known,
+    stored: impl Fn(&ImageRef) -> bool,
+    stop: &AtomicBool,
+) -> (Vec<Seen>, Vec<Failure>) {
+    let early = hash_objects(&images, known, stored, stop);
     let hashed: Vec<Result<Seen, Failure>> = images
         .into_par_iter()
+        .zip(early)
         .filter(|_| !stop.load(Ordering::Relaxed))
         .map_init(
             || vec![0; 1 << 16],
-            |buffer, image| match hash_content(&image.source, buffer) {
+            |buffer, (image, early)| match early.unwrap_or_else(|| hash_content(&image.source, buffer)) {
                 Ok(None) => Err(failure(&image, "empty", "the file is empty".to_owned())),
                 Ok(Some(sha256)) => Ok(Seen { image, sha256 }),
                 Err(error) => Err(failure(&image, "unreadable", error.to_string())),
@@ -343,6 +392,49 @@ pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure
         }
     }
     (seen, failures)
+}
+
+/// What became of a picture's hash: nothing where it has no bytes.
+type Hashed = std::io::Result<Option<String>>;
+
+/// The hashes of those `images` that are objects, in their place. Many are read at a time, as the answer to each takes its time.
+fn hash_objects(
+    images: &[ImageRef],
+    known: &mut Known,
+    stored: impl Fn(&ImageRef) -> bool,
+    stop: &AtomicBool,
+) -> Vec<Option<Hashed>> {
+    /// Objects between two looks at `stop`.
+    const AT_ONCE: usize = 1_024;
+    let mut hashed: Vec<Option<Hashed>> = images.iter().map(|_| None).collect();
+    let mut wanted = Vec::new();
+    let contents = known.contents();
+    for (i, image) in images.iter().enumerate() {
+        if let Source::Object(object) = &image.source {
+            match known.hash(object) {
+                Some(sha256) => hashed[i] = Some(Ok(Some(sha256))),
+                None if object.size == Some(0) => hashed[i] = Some(Ok(None)),
+                None if !contents.contains(&object.e_tag) && !stored(image) => {
+                    hashed[i] = Some(Ok(Some(String::new())));
+                }
+                None => wanted.push((i, object)),
+            }
+        }
+    }
+    let mut progress = Progress::start("read", wanted.len() as u64);
+    for part in wanted.chunks(AT_ONCE).take_while(|_| !stop.load(Ordering::Relaxed)) {
+        let found = hashes(part.iter().map(|(_, object)| (object.url.clone(), object.size)).collect());
+        let failed = found.iter().filter(|found| found.is_err()).count();
+        progress.advance(part.len() - failed, failed);
+        for ((i, object), found) in part.iter().zip(found) {
+            if let Ok(Some(sha256)) = &found {
+                known.note(object, sha256);
+            }
+            hashed[*i] = Some(found);
+        }
+    }
+    progress.finish();
+    hashed
 }
 
 /// Hex SHA-256 of a picture's bytes; nothing where there are none.
@@ -429,7 +521,7 @@ pub struct ImageRef {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub image: ImageRef,
-    /// Hex SHA-256 of the file's bytes.
+    /// Hex SHA-256 of the file's bytes. Empty for a new object, which is read when it is embedded.
     pub sha256: String,
 }
 

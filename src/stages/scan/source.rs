@@ -1,10 +1,14 @@
 //! Where the bytes of a picture are, and how they are read.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::objects::{Ahead, Bucket, Early, ObjectUrl};
 
 /// Where the bytes of a picture are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +17,31 @@ pub enum Source {
     File(PathBuf),
     /// A slice of a tar file: `length` bytes, the first at `at`.
     Member { archive: Arc<Archive>, at: u64, length: u64 },
+    /// In an object store.
+    Object(Object),
+    /// In memory: they were fetched early.
+    Fetched(Bytes),
+}
+
+/// An object, and what a listing said of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub url: ObjectUrl,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// What the store names the content by.
+    pub e_tag: Option<String>,
+}
+
+impl Object {
+    /// One of which only the place is known.
+    pub fn at(url: ObjectUrl) -> Object {
+        Object { url, size: None, e_tag: None }
+    }
+
+    fn bucket(&self) -> io::Result<Arc<Bucket>> {
+        Bucket::of(&self.url).map_err(|error| io::Error::other(error.to_string()))
+    }
 }
 
 /// The bytes of a picture, from their beginning.
@@ -21,11 +50,22 @@ pub trait Content: Read + Seek {}
 impl<T: Read + Seek> Content for T {}
 
 impl Source {
+    /// What a person names: a path, or a URL.
+    pub fn of(path: &Path) -> Source {
+        match ObjectUrl::of(path) {
+            Some(url) => Source::Object(Object::at(url)),
+            None => Source::File(path.to_owned()),
+        }
+    }
+
     /// How many bytes it is.
     pub fn length(&self) -> io::Result<u64> {
         match self {
             Source::File(path) => Ok(std::fs::metadata(path)?.len()),
             Source::Member { length, .. } => Ok(*length),
+            Source::Object(Object { size: Some(size), .. }) => Ok(*size),
+            Source::Object(object) => Ok(object.bucket()?.read(&object.url.key, None)?.len() as u64),
+            Source::Fetched(bytes) => Ok(bytes.len() as u64),
         }
     }
 
@@ -35,6 +75,7 @@ impl Source {
             Source::Member { archive, at, length } => {
                 Ok(Box::new(Slice { file: archive.open()?, start: *at, length: *length, position: 0 }))
             }
+            Source::Object(_) | Source::Fetched(_) => Ok(Box::new(Cursor::new(self.read()?))),
         }
     }
 
@@ -48,6 +89,18 @@ impl Source {
                 self.open()?.read_to_end(&mut bytes)?;
                 Ok(bytes)
             }
+            Source::Object(object) => Ok(object.bucket()?.read(&object.url.key, object.size)?.into()),
+            Source::Fetched(bytes) => Ok(bytes.to_vec()),
+        }
+    }
+
+    /// Begins to fetch an object of at most `most` bytes; a file, or a part of one, needs no such thing.
+    pub fn fetch(&self, ahead: &Ahead, most: u64) -> Option<Early> {
+        match self {
+            Source::Object(object) if object.size.is_none_or(|size| size <= most) => {
+                Some(ahead.fetch(&object.bucket().ok()?, &object.url.key, object.size))
+            }
+            _ => None,
         }
     }
 
@@ -56,6 +109,7 @@ impl Source {
         let file = match self {
             Source::File(path) => path,
             Source::Member { archive, .. } => archive.path(),
+            Source::Object(_) | Source::Fetched(_) => return None,
         };
         file.parent().filter(|folder| !folder.as_os_str().is_empty())
     }

@@ -15,6 +15,7 @@ use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::escape;
+use crate::objects::{Ahead, Early};
 use crate::stages::decode::{self, DecodeOptions, Exif};
 use crate::stages::scan::{Places, Source, Split};
 
@@ -24,6 +25,8 @@ const PER_SHEET: usize = PER_ROW * PER_ROW;
 /// Sides of a thumbnail in pixels and qualities of its JPEG, from the best on. Sides are multiples of 16, the block
 /// that shares its colours, so that no thumbnail colours its neighbour.
 const RUNGS: [(u32, f32); 5] = [(96, 76.0), (80, 70.0), (64, 66.0), (64, 54.0), (48, 50.0)];
+/// Bytes of objects that are fetched before they are decoded.
+const AHEAD: u64 = 64 << 20;
 /// What is around a picture that is no square, on a light page and on a dark one.
 const MAT: Rgb<u8> = Rgb([40, 44, 52]);
 
@@ -57,9 +60,12 @@ impl Pictures<'_> {
 
     /// At most `side` pixels wide and high, in whole; never enlarged.
     fn thumbnail(&self, source: &Source, side: u32) -> Option<RgbImage> {
-        let bytes = source.read().ok()?;
+        self.small(&source.read().ok()?, side)
+    }
+
+    fn small(&self, bytes: &[u8], side: u32) -> Option<RgbImage> {
         let options = DecodeOptions { exif: Exif::Apply, max_pixels: self.max_pixels };
-        let image = decode::preview(&bytes, &options, side).ok()?;
+        let image = decode::preview(bytes, &options, side).ok()?;
         let image = RgbImage::from_raw(image.width, image.height, image.rgb)?;
         Some(within(image, side))
     }
@@ -89,12 +95,26 @@ pub struct Thumbnails<'a> {
 impl<'a> Thumbnails<'a> {
     /// Of these pictures, in `budget` bytes of CSS if the smallest size can do it.
     pub fn new(wanted: &[(Split, &'a str)], pictures: &Pictures, budget: usize) -> Thumbnails<'a> {
+        let side = RUNGS[0].0;
         let sources = pictures.sources(wanted);
-        let read = |(picture, source): (&(Split, &'a str), &Option<Source>)| {
-            Some((*picture, pictures.thumbnail(source.as_ref()?, RUNGS[0].0)?))
-        };
-        let read: Vec<Option<((Split, &str), RgbImage)>> =
-            wanted.par_iter().zip(&sources).map(read).collect();
+        let mut read: Vec<Option<((Split, &str), RgbImage)>> = Vec::with_capacity(wanted.len());
+        for (wanted, sources) in wanted.chunks(PER_SHEET).zip(sources.chunks(PER_SHEET)) {
+            // Objects are on their way while others are decoded.
+            let ahead = Ahead::of(AHEAD);
+            let begin = |(&picture, source): (&(Split, &'a str), &'_ Option<Source>)| {
+                let early = source.as_ref().and_then(|source| source.fetch(&ahead, u64::MAX));
+                (picture, source.clone(), early)
+            };
+            let begun: Vec<_> = wanted.iter().zip(sources).map(begin).collect();
+            let small = |(picture, source, early): ((Split, &'a str), Option<Source>, Option<Early>)| {
+                let small = match early {
+                    Some(early) => pictures.small(&early.take().ok()?.0, side),
+                    None => pictures.thumbnail(&source?, side),
+                };
+                Some((picture, small?))
+            };
+            read.par_extend(begun.into_par_iter().map(small));
+        }
         let missing = read.iter().filter(|picture| picture.is_none()).count();
         let (names, mut images): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
         let place = names.into_iter().zip(0..).collect();
