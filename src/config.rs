@@ -997,8 +997,9 @@ mod tests {
     fn object_stores_stand_where_pictures_features_and_reports_are() {
         let text = "[input]\ngallery = 's3://shop/photos/'\nqueries = 'gs://shop/list.csv'\n[features]\ntable = 'az://c/features'\n\
                     [report]\nupload = 's3://shop/reports'";
-        let config = load(text, &["input.queries=s3://shop/q"], &[]).expect("valid");
+        let config = load(text, &["input.queries=s3://shop/q", "input.images=gs://i"], &[]).expect("valid");
         assert_eq!(config.input.gallery, Path::new("s3://shop/photos/"));
+        assert_eq!(config.input.images.as_deref(), Some(Path::new("gs://i")));
         assert_eq!(config.input.queries.as_deref(), Some(Path::new("s3://shop/q")));
         assert_eq!(config.features_at.map(|url| url.to_string()).as_deref(), Some("az://c/features"));
         assert!(config.features.ends_with("runs/shop/features-copy"));
@@ -1019,6 +1020,10 @@ mod tests {
             (
                 "[features]\ntable = 's3://shop'\n[input]\ngallery = 'a'",
                 "features.table: a table needs a folder",
+            ),
+            (
+                "[input]\ngallery = 'a.csv'\nimages = 'http://shop/x'",
+                "input.images: http:// is not one of s3://, gs://, az://",
             ),
             ("[report]\nupload = 'reports'\n[input]\ngallery = 'a'", "report.upload: it is no URL"),
         ] {

@@ -308,6 +308,83 @@ fn manifests_name_objects_and_may_be_some() {
     assert_eq!(ids, ["gallery/cat/2.png", "s3://lists/photos/gallery/ant/3.png", "queries/bee/8.png"]);
 }
 
+#[test]
+fn names_of_a_list_count_from_a_bucket_where_input_images_says_so() {
+    let store = Store::new("images", "");
+    let ids = |name: &str| -> Vec<String> {
+        let rows = rows_of(&store.shop.path(&format!("runs/{name}/features")));
+        rows.into_iter().map(|picture| picture.id).collect()
+    };
+    let rows = "path,label,split\nant/3.png,a,gallery\nbee/1.png,b,gallery\n../queries/ant/7.png,a,query\n\
+                s3://images/photos/gallery/ant/6.png,a,query\nnone.png,a,gallery\n";
+    std::fs::write(store.shop.path("list.csv"), rows).unwrap();
+    let text = "[input]\ngallery = 'list.csv'\nqueries = 'list.csv'\nimages = '$bucket/photos/gallery'\nmax_failures = 2\n";
+    store.pipeline(&format!("name = 'list'\n{text}"));
+    store.imagedex(&["run", "shop.toml"]).exits(0);
+    assert_eq!(ids("list"), ["ant/3.png", "bee/1.png", "ant/6.png"]);
+    let page = std::fs::read_to_string(store.shop.path("runs/list/report/report.html")).unwrap();
+    assert!(!page.contains("(no picture)"), "thumbnails");
+    let failures = store.imagedex(&["sql", "SELECT path, kind FROM failures", "shop.toml"]).exits(0);
+    for words in ["none.png", "missing", "../queries/ant/7.png", "outside"] {
+        assert!(failures.out.contains(words), "{words}\n{}", failures.out);
+    }
+
+    let coco = json!({
+        "images": [{ "id": 1, "file_name": "ant/3.png" }, { "id": 2, "file_name": "bee/4.png" },
+                   { "id": 3, "file_name": "none.png" }],
+        "annotations": [{ "image_id": 1, "category_id": 1, "area": 5 }],
+        "categories": [{ "id": 1, "name": "insect" }],
+    });
+    std::fs::write(store.shop.path("all.json"), coco.to_string()).unwrap();
+    store.pipeline(
+        "name = 'coco'\n[input]\ngallery = 'all.json'\nimages = '$bucket/photos/gallery'\nmax_failures = 1\n",
+    );
+    store.imagedex(&["extract", "shop.toml"]).exits(0);
+    let found = rows_of(&store.shop.path("runs/coco/features"));
+    assert_eq!(found[0].label.as_deref(), Some("insect"));
+    assert_eq!(ids("coco"), ["ant/3.png", "bee/4.png"]);
+    let failures = store.imagedex(&["sql", "SELECT path, kind, reason FROM failures", "shop.toml"]).exits(0);
+    assert!(failures.out.contains("the object that picture 3 names is missing"), "{}", failures.out);
+}
+
+#[test]
+fn what_is_read_of_a_disk_alone_is_told() {
+    let store = Store::new("alone", "");
+    let extract = |gallery: &str| {
+        store.pipeline(&format!("name = 'alone'\n[input]\ngallery = '$bucket/{gallery}'\n"));
+        store.imagedex(&["extract", "shop.toml"])
+    };
+    for (gallery, key, bytes, told) in [
+        ("a.tar", "a.tar", "", "a tar file"),
+        ("a-{0..3}.tar", "a-0.tar", "", "a tar file"),
+        ("shards", "shards/b.tar", "", "shards/b.tar: a tar file"),
+        ("all.json", "all.json", "{}", "a COCO file"),
+        (
+            "hub",
+            "hub/train/metadata.csv",
+            "file_name,text\n1.png,x\n",
+            "hub/train/metadata.csv: a folder's metadata",
+        ),
+        ("top", "top/metadata.jsonl", "{\"file_name\": \"1.png\"}\n", "name this file itself"),
+    ] {
+        store.bucket.put(key, bytes);
+        extract(gallery).exits(2).complains(told).complains("is read from this machine alone");
+    }
+    assert!(!store.shop.path("runs/alone/features/_delta_log").exists());
+
+    // Beside pictures tar files are passed over, and so is what is about something else, as in a folder.
+    store.bucket.put("photos/gallery/c.tar", "");
+    store.bucket.put("photos/gallery/metadata.csv", "station,rain\n1,2\n");
+    extract("photos/gallery").exits(0);
+    assert_eq!(rows_of(&store.shop.path("runs/alone/features")).len(), 6);
+    // Metadata named itself are a manifest.
+    store.bucket.put("photos/gallery/metadata.csv", "file_name,label\nant/3.png,x\n");
+    extract("photos/gallery").exits(2).complains("name this file itself");
+    store.pipeline("name = 'named'\n[input]\ngallery = '$bucket/photos/gallery/metadata.csv'\n");
+    store.imagedex(&["extract", "shop.toml"]).exits(0);
+    assert_eq!(rows_of(&store.shop.path("runs/named/features"))[0].label.as_deref(), Some("x"));
+}
+
 fn rows_of(folder: &Path) -> Vec<imagedex::stages::decode::Picture> {
     rows(folder).pictures
 }

@@ -24,7 +24,7 @@ const VALIDATION: [&str; 4] = ["validation", "valid", "dev", "val"];
 struct Metadata {
     file: PathBuf,
     /// Of the folder that it is in, below the root; nothing at the top.
-    folder: Option<String>,
+    folder: Option<&'static str>,
     /// That of its pictures; nothing for the validation split.
     split: Option<Split>,
 }
@@ -37,8 +37,7 @@ pub(super) fn has_splits(root: &Path) -> bool {
 /// Whether a file would be metadata by its path below a folder.
 pub(super) fn is_metadata(id: &str) -> bool {
     let (folder, file) = id.rsplit_once('/').unwrap_or(("", id));
-    let folder = folder.to_ascii_lowercase();
-    let is_split = |names: &[&str]| names.contains(&&*folder);
+    let is_split = |names: &[&str]| names.contains(&folder);
     FILES.contains(&file)
         && (folder.is_empty() || is_split(&TRAIN) || is_split(&TEST) || is_split(&VALIDATION))
 }
@@ -94,27 +93,19 @@ fn unlisted(root: &Path, split: Split, listed: &HashSet<&str>) -> Result<usize, 
     Ok(all.images.iter().filter(|image| !listed.contains(image.id.as_str())).count())
 }
 
-/// The metadata of `root`: at its top, or else in its folders of splits, by name.
+/// The metadata of `root`: at its top, or else in its folders of splits.
 fn find(root: &Path, split: Split) -> Result<Vec<Metadata>, ScanError> {
     if let Some(file) = file_in(root)? {
         return Ok(vec![Metadata { file, folder: None, split: Some(split) }]);
     }
+    let named = |names: &'static [&'static str], split| names.iter().map(move |name| (*name, split));
+    let splits = named(&TEST, Some(Split::Query)).chain(named(&TRAIN, Some(Split::Gallery)));
     let mut found = Vec::new();
-    let Ok(entries) = std::fs::read_dir(root) else { return Ok(found) };
-    for entry in entries.flatten() {
-        let Ok(folder) = entry.file_name().into_string() else { continue };
-        let name = folder.to_ascii_lowercase();
-        let split = match name.as_str() {
-            name if TRAIN.contains(&name) => Some(Split::Gallery),
-            name if TEST.contains(&name) => Some(Split::Query),
-            name if VALIDATION.contains(&name) => None,
-            _ => continue,
-        };
-        if let Some(file) = file_in(&entry.path())? {
+    for (folder, split) in splits.chain(named(&VALIDATION, None)) {
+        if let Some(file) = file_in(&root.join(folder))? {
             found.push(Metadata { file, folder: Some(folder), split });
         }
     }
-    found.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(found)
 }
 
