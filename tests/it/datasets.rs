@@ -196,7 +196,7 @@ fn of_a_torn_shard_nothing_stored_is_lost() {
     // From the beginning: what is whole is used, and the rest is told.
     std::fs::write(&shard, &whole[..whole.len() / 2]).expect("writable");
     let file = shards.path("shop.toml").display().to_string();
-    let others = format!("features.table={}", shop.path("others").display());
+    let others = format!("features.table={}", shards.path("others").display());
     imagedex(["extract", &file, "--set", &others, "--set", "input.max_failures=9"])
         .exits(0)
         .complains("cut short");
