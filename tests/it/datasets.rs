@@ -318,6 +318,10 @@ fn classes_come_from_the_samples() {
     assert_eq!(with(LabelRule::regex("/0([0-9])").expect("valid"))[0], "a.tar/x/01.jpg 1");
     let error = scan_with(&options(&path, LabelRule::Column("nothing".to_owned()))).expect_err("no such");
     assert!(error.to_string().contains("no column `nothing`"), "{error}");
+    // Where no JSON can be read, that is what is wrong.
+    write_tar(&path, &[("1.jpg", &one), ("1.json", b"{")]);
+    let error = scan_with(&options(&path, LabelRule::Column("nothing".to_owned()))).expect_err("damaged");
+    assert!(error.to_string().contains("1.json: EOF"), "{error}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::folder::{PICTURES, RAW, raw_reason};
 use super::folders::went_away;
@@ -52,11 +52,12 @@ pub(super) fn scan(
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
     let mut input = Input { split, rule, scan, has_labels: false };
+    let before = input.scan.images.len();
     let mut found: Vec<(Range<usize>, &Shard)> = Vec::new();
     for shard in shards {
-        let before = input.scan.images.len();
+        let start = input.scan.images.len();
         input.shard(shard)?;
-        found.push((before..input.scan.images.len(), shard));
+        found.push((start..input.scan.images.len(), shard));
     }
     match (rule, shards.first()) {
         _ if input.has_labels => {}
@@ -67,7 +68,8 @@ pub(super) fn scan(
                 }
             }
         }
-        (LabelRule::Column(column), Some(shard)) => {
+        // Where all of them failed, that is what is told.
+        (LabelRule::Column(column), Some(shard)) if input.scan.images.len() > before => {
             return Err(ScanError::NoColumn {
                 what: split.input(),
                 path: shard.path.clone(),
@@ -257,7 +259,12 @@ impl Input<'_> {
             return;
         }
         let class = sample.class(members, self.rule);
-        self.has_labels |= !matches!(class, Ok(None));
+        self.has_labels |= match (&class, self.rule) {
+            (Ok(class), _) => class.is_some(),
+            // JSON that cannot be read does not say that it has the column.
+            (Err(_), LabelRule::Column(_)) => sample.class.is_some() || sample.object(members).is_ok(),
+            (Err(_), _) => true,
+        };
         for (name, (at, length)) in sample.pictures {
             let id = format!("{}/{name}", shard.id);
             match &class {
@@ -280,26 +287,29 @@ const KEYS: [&str; 4] = ["label", "class", "cls", "category"];
 const LONGEST_CLASS: usize = 4 << 10;
 const LONGEST_JSON: usize = 1 << 20;
 
+fn content(
+    members: &Members,
+    (name, (at, length)): &(String, Place),
+    most: usize,
+) -> Result<Vec<u8>, String> {
+    match *length > most as u64 {
+        true => {
+            Err(format!("{name} is {length} bytes long, and a class or its JSON is not read beyond {most}"))
+        }
+        false => members.content(*at, *length, most).map_err(|error| format!("{name}: {error}")),
+    }
+}
+
 impl Sample {
     /// Its own class, where it has one. Errors: what holds it cannot be understood.
     fn class(&self, members: &Members, rule: &LabelRule) -> Result<Option<String>, String> {
-        let read = |(name, (at, length)): &(String, Place), most: usize| match *length > most as u64 {
-            true => Err(format!(
-                "{name} is {length} bytes long, and a class or its JSON is not read beyond {most}"
-            )),
-            false => members.content(*at, *length, most).map_err(|error| format!("{name}: {error}")),
-        };
         if let Some(class) = &self.class {
-            let text = read(class, LONGEST_CLASS)?;
+            let text = content(members, class, LONGEST_CLASS)?;
             let text = String::from_utf8(text).map_err(|_| format!("{} is no text in UTF-8", class.0))?;
             let text = text.trim();
             return Ok((!text.is_empty()).then(|| text.to_owned()));
         }
-        let Some(json) = &self.json else { return Ok(None) };
-        let wrong = |reason: &str| format!("{}: {reason}", json.0);
-        let object: Value =
-            serde_json::from_slice(&read(json, LONGEST_JSON)?).map_err(|error| wrong(&error.to_string()))?;
-        let object = object.as_object().ok_or_else(|| wrong("it is no JSON object"))?;
+        let Some(object) = self.object(members)? else { return Ok(None) };
         let value = match rule {
             LabelRule::Column(column) => object.get(column).map(|value| (column.as_str(), value)),
             _ => KEYS.iter().find_map(|key| Some((*key, object.get(*key)?))),
@@ -308,7 +318,21 @@ impl Sample {
             None | Some((_, Value::Null)) => Ok(None),
             Some((_, Value::String(text))) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
             Some((_, value @ (Value::Number(_) | Value::Bool(_)))) => Ok(Some(value.to_string())),
-            Some((key, _)) => Err(wrong(&format!("`{key}` is neither text nor a number"))),
+            Some((key, _)) => {
+                let name = self.json.as_ref().map_or("", |(name, _)| name);
+                Err(format!("{name}: `{key}` is neither text nor a number"))
+            }
+        }
+    }
+
+    /// What its JSON member says, where it has one. Errors: it cannot be read, or is no object.
+    fn object(&self, members: &Members) -> Result<Option<Map<String, Value>>, String> {
+        let Some(json) = &self.json else { return Ok(None) };
+        let bytes = content(members, json, LONGEST_JSON)?;
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(object)) => Ok(Some(object)),
+            Ok(_) => Err(format!("{}: it is no JSON object", json.0)),
+            Err(error) => Err(format!("{}: {error}", json.0)),
         }
     }
 }
