@@ -22,7 +22,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
 	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -31,7 +31,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 torture: test-tools setup setup-es setup-opensearch setup-openblas ## kill it 200 times and interrupt it 50 times, and all faults, in one table; half an hour (docs/reliability.md)
@@ -110,6 +110,9 @@ setup-browser: ## a headless Chromium in the cache, for the tests of the report 
 
 setup-operations: tools ## promtool and two schemas in the cache, for the tests of docs/operations; needs Debian's apt-get on x86_64
 	@tests/operations/setup.sh "$(IMAGEDEX_CACHE)/operations"
+
+setup-s3: tools ## an S3 server (moto) in the cache, for the tests of object stores
+	@$(call python-env,$(IMAGEDEX_CACHE)/s3-node,tests/s3-node/requirements.txt)
 
 setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
 	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
