@@ -141,6 +141,7 @@ impl LoadFile {
         self,
         name: &str,
         work: &Path,
+        features: &Path,
         metrics: &[Metric],
     ) -> Result<Vec<EngineConfig>, (String, String)> {
         let names = if self.engine.is_empty() { vec![EngineName::default()] } else { self.engine };
@@ -162,6 +163,7 @@ impl LoadFile {
             }
             match engine {
                 EngineName::Flat => engines.push(EngineConfig::Flat),
+                EngineName::Table => engines.push(EngineConfig::Table(features.to_owned())),
                 EngineName::Hnsw => {
                     hnsw.check().map_err(keyed)?;
                     let metrics = metrics.to_vec();
@@ -631,8 +633,15 @@ impl PipelineFile {
             let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
-        let engines =
-            self.load.finish(&name, &work, &metrics).map_err(|(key, reason)| value_error(&key, reason))?;
+        let features_at = self.features.table.as_deref().and_then(ObjectUrl::of);
+        let features =
+            self.features.table.filter(|_| features_at.is_none()).unwrap_or_else(|| {
+                work.join(if features_at.is_some() { "features-copy" } else { "features" })
+            });
+        let engines = self
+            .load
+            .finish(&name, &work, &features, &metrics)
+            .map_err(|(key, reason)| value_error(&key, reason))?;
         let (max_queries, depth) = (self.evaluate.max_queries, self.evaluate.depth);
         if max_queries == Some(0) {
             return Err(value_error("evaluate.max_queries", "0 queries measure nothing".to_owned()));
@@ -647,11 +656,6 @@ impl PipelineFile {
         let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
         let baseline = baseline.map_err(|(key, reason)| value_error(key, reason))?;
         let report = self.report.finish().map_err(|(key, reason)| value_error(key, reason))?;
-        let features_at = self.features.table.as_deref().and_then(ObjectUrl::of);
-        let features =
-            self.features.table.filter(|_| features_at.is_none()).unwrap_or_else(|| {
-                work.join(if features_at.is_some() { "features-copy" } else { "features" })
-            });
         Ok(PipelineConfig {
             features,
             features_at,

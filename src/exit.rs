@@ -103,6 +103,9 @@ impl Exit {
             Some(LoadError::Store(error)) => return Exit::of_cause(error),
             _ => {}
         }
+        if let Some(EngineError::Store(error)) = cause.downcast_ref::<EngineError>() {
+            return Exit::of_cause(error);
+        }
         if let Some(EvaluateError::Engine(error)) = cause.downcast_ref::<EvaluateError>() {
             return Exit::of_cause(error);
         }

@@ -4,10 +4,12 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::config::Budget;
 use crate::metric::Metric;
 use crate::stages::embed::EmbeddingBatch;
+use crate::stages::store::StoreError;
 
 mod aligned;
 pub mod elastic;
@@ -17,6 +19,7 @@ pub mod hnsw;
 pub mod kernels;
 pub mod milvus;
 pub mod saved;
+pub mod table;
 
 /// `load.engine` of a pipeline file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -25,6 +28,8 @@ pub enum EngineName {
     /// Exact search in memory: [`flat::Flat`].
     #[default]
     Flat,
+    /// The same in the feature table, for what memory does not hold: [`table::Table`].
+    Table,
     /// A graph in memory: [`hnsw::Hnsw`].
     Hnsw,
     /// FAISS, in programs with that feature: [`faiss`].
@@ -42,6 +47,8 @@ pub enum EngineName {
 pub enum EngineConfig {
     #[default]
     Flat,
+    /// The feature table's folder.
+    Table(PathBuf),
     Hnsw(hnsw::HnswConfig),
     Faiss(faiss::FaissConfig),
     /// Elasticsearch or OpenSearch, as its `product` says.
@@ -54,6 +61,7 @@ impl EngineConfig {
     pub fn name(&self) -> String {
         match self {
             EngineConfig::Flat => "flat".to_owned(),
+            EngineConfig::Table(_) => table::NAME.to_owned(),
             EngineConfig::Hnsw(_) => hnsw::NAME.to_owned(),
             EngineConfig::Faiss(config) => config.name(),
             EngineConfig::Elasticsearch(config) => config.product.engine().to_owned(),
@@ -77,6 +85,7 @@ impl EngineConfig {
         let graph = |m: usize| 4 * dim + 16 * m;
         let bytes = match self {
             EngineConfig::Flat => vector,
+            EngineConfig::Table(_) => 2 * BESIDE,
             EngineConfig::Hnsw(config) => vector + config.metrics.len() * graph(config.m),
             // As of a graph of 32 neighbours, which most of FAISS' indexes stay below.
             EngineConfig::Faiss(config) => vector + config.metrics.len() * graph(32),
@@ -105,6 +114,7 @@ pub fn open(
 ) -> Result<Box<dyn VectorIndex>, EngineError> {
     Ok(match config {
         EngineConfig::Flat => Box::new(flat::Flat::new(non_negative)),
+        EngineConfig::Table(folder) => Box::new(table::Table::new(folder.clone(), non_negative, handle)),
         EngineConfig::Hnsw(config) => Box::new(hnsw::Hnsw::new(config, non_negative)),
         EngineConfig::Faiss(config) => faiss::open(config, non_negative)?,
         EngineConfig::Elasticsearch(config) => {
@@ -152,6 +162,9 @@ pub enum EngineError {
     /// The message names the setting.
     #[error("{0}")]
     Usage(String),
+    /// Of the feature table, which engine `table` searches and an evaluation reads.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// Another run fills or promotes the same index. Wait for it; the message says who holds it and since when.
     #[error("{0}")]
     Locked(String),

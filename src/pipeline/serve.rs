@@ -16,14 +16,15 @@ use crate::interrupt;
 use crate::memory::Ledger;
 use crate::models::card::Card;
 use crate::stages::baseline::Baseline;
+use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
-use crate::stages::evaluate::{self, EvaluateOptions, Evaluation, RankingSink, Space};
+use crate::stages::evaluate::{self, EvaluateOptions, Evaluation, GalleryRows, Mode, RankingSink, Space};
 use crate::stages::load::{self, Loaded};
 use crate::stages::report::prometheus::RunFacts;
 use crate::stages::report::trec::TrecFolder;
 use crate::stages::report::{EngineFailure, Load};
 use crate::stages::scan::Split;
-use crate::stages::store::FeatureStore;
+use crate::stages::store::{FeatureStore, Tiles};
 
 /// Rows that a search reads at a time: of 512 numbers some 100 MB with what is made of them.
 const PART_ROWS: usize = 16_384;
@@ -92,6 +93,29 @@ pub struct Answer {
     pub labels: BTreeMap<String, String>,
 }
 
+/// What an evaluation is made of.
+struct TestSet {
+    gallery: TestGallery,
+    queries: EmbeddingBatch,
+}
+
+/// As [`GalleryRows`], and whose they are.
+enum TestGallery {
+    Held(EmbeddingBatch),
+    Stored { pictures: Vec<Picture>, dim: usize, tiles: Tiles },
+}
+
+impl TestSet {
+    fn rows(&self) -> GalleryRows<'_> {
+        match &self.gallery {
+            TestGallery::Held(batch) => GalleryRows::Held(batch),
+            TestGallery::Stored { pictures, dim, tiles } => {
+                GalleryRows::Stored { pictures, dim: *dim, tiles }
+            }
+        }
+    }
+}
+
 fn ids_of(hits: &[Hit]) -> Vec<String> {
     hits.iter().map(|hit| hit.id.clone()).collect()
 }
@@ -156,7 +180,9 @@ impl Run<'_> {
             _ => Some(self.passing(filters)?),
         };
         let hits = match (config, &passing) {
-            (EngineConfig::Flat, _) => self.search_in_parts(&store, query, passing.as_ref())?,
+            (EngineConfig::Flat | EngineConfig::Table(_), _) => {
+                self.search_in_parts(&store, query, passing.as_ref())?
+            }
             (_, None) => self.load(config, index)?.index.search(query)?,
             (_, Some(passing)) => {
                 // All of them, of which those that pass.
@@ -203,8 +229,9 @@ impl Run<'_> {
         let (rows, gallery) = (count(None)?, count(Some(Split::Gallery))? as u64);
         let mut ledger = Ledger::for_table(budget, rows)?;
         if test_set {
-            let row = 4 * store.dim() as u64 + EVALUATED_BYTES;
-            ledger.reserve(format!("{rows} pictures to evaluate"), rows as u64 * row);
+            let vectors = if self.holds_gallery() { rows as u64 } else { rows as u64 - gallery };
+            let bytes = 4 * store.dim() as u64 * vectors + EVALUATED_BYTES * rows as u64;
+            ledger.reserve(format!("{rows} pictures to evaluate"), bytes);
         }
         ledger.expect(
             format!("the vectors in {}", config.name()),
@@ -299,19 +326,37 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The gallery, and the queries.
-    fn test_set(&self) -> anyhow::Result<[EmbeddingBatch; 2]> {
+    /// Whether an evaluation has the gallery's vectors in memory: in leave-one-out they are the queries.
+    fn holds_gallery(&self) -> bool {
+        self.config.evaluate.modes.contains(&Mode::LeaveOneOut)
+    }
+
+    fn test_set(&self) -> anyhow::Result<TestSet> {
         let store = self.stored()?;
-        let read = |split| self.block_on(store.read(Some(split)));
-        let (gallery, queries) = (read(Split::Gallery)?, read(Split::Query)?);
-        Ok([gallery, queries.evenly_spaced(self.config.evaluate.max_queries.unwrap_or(usize::MAX))])
+        let queries = self.queries(&store)?;
+        let gallery = if self.holds_gallery() {
+            TestGallery::Held(self.block_on(store.read(Some(Split::Gallery)))?)
+        } else {
+            let pictures = self.block_on(store.pictures(Split::Gallery))?;
+            TestGallery::Stored {
+                pictures,
+                dim: store.dim(),
+                tiles: Tiles::of(store, self.runtime.handle())?,
+            }
+        };
+        Ok(TestSet { gallery, queries })
+    }
+
+    fn queries(&self, store: &FeatureStore) -> anyhow::Result<EmbeddingBatch> {
+        let queries = self.block_on(store.read(Some(Split::Query)))?;
+        Ok(queries.evenly_spaced(self.config.evaluate.max_queries.unwrap_or(usize::MAX)))
     }
 
     /// Queries against each way to search the engine.
     fn evaluate(
         &self,
         index: &dyn VectorIndex,
-        [gallery, queries]: &[EmbeddingBatch; 2],
+        test_set: &TestSet,
         mut trec: Option<&mut TrecFolder>,
     ) -> anyhow::Result<Vec<Evaluation>> {
         let options = self.evaluate_options();
@@ -323,7 +368,13 @@ impl Run<'_> {
                 continue;
             }
             let sink = trec.as_deref_mut().map(|trec| trec as &mut dyn RankingSink);
-            evaluations.push(evaluate::evaluate_into(arm, gallery, queries, &options, sink)?);
+            evaluations.push(evaluate::evaluate_into(
+                arm,
+                test_set.rows(),
+                &test_set.queries,
+                &options,
+                sink,
+            )?);
         }
         Ok(evaluations)
     }
@@ -341,10 +392,16 @@ impl Run<'_> {
 
     /// The same in memory, on vectors in `space`, without timing: what a sweep compares.
     pub fn evaluate_in_memory(&self, space: Space) -> anyhow::Result<Vec<Evaluation>> {
-        let [gallery, queries] = self.test_set()?.map(|batch| space.of(&batch));
+        let store = self.stored()?;
+        let gallery = space.of(&self.block_on(store.read(Some(Split::Gallery)))?);
+        let queries = space.of(&self.queries(&store)?);
         let options = EvaluateOptions { space, timing: false, ..self.evaluate_options() };
         let mut evaluations = Vec::new();
         for config in &self.config.engines {
+            if let EngineConfig::Table(_) = config {
+                let reason = "engine table searches the feature table as it is; sweep with engine flat";
+                return Err(UsageError(reason.to_owned()).into());
+            }
             let mut index = self.open_engine(config)?;
             index.create(gallery.dim)?;
             index.upsert(&gallery)?;

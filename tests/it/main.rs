@@ -43,4 +43,5 @@ mod storage_faults;
 mod store;
 mod supply_chain;
 mod sweep;
+mod tiles;
 mod trec;

@@ -277,10 +277,10 @@ fn too_little_is_refused_and_what_the_error_asks_for_is_enough() {
 }
 
 /// Rows without pictures.
-fn rows(numbers: std::ops::Range<usize>, dim: usize) -> EmbeddingBatch {
+fn rows(split: Split, numbers: std::ops::Range<usize>, dim: usize) -> EmbeddingBatch {
     let picture = |number| Picture {
         id: format!("{number:06}.jpg"),
-        split: Split::Gallery,
+        split,
         label: Some("a".into()),
         sha256: String::new(),
         pixel_sha256: String::new(),
@@ -306,7 +306,7 @@ fn rows(numbers: std::ops::Range<usize>, dim: usize) -> EmbeddingBatch {
 }
 
 #[tokio::test]
-async fn a_table_larger_than_the_budget_is_exported_and_not_loaded() {
+async fn a_table_larger_than_the_budget_is_exported_and_measured_and_not_loaded() {
     const ROWS: usize = 96_000;
     const DIM: usize = 1_024;
     const BUDGET: u64 = 288 << 20;
@@ -315,10 +315,14 @@ async fn a_table_larger_than_the_budget_is_exported_and_not_loaded() {
     let provenance = Provenance { fingerprint: "imported:f".into(), dim: DIM, facts: json!({}) };
     let mut store = FeatureStore::open_or_create(&table, &provenance).await.expect("made");
     for start in (0..ROWS).step_by(8_000) {
-        store.append(&rows(start..start + 8_000, DIM), &CommitFacts::default()).await.expect("written");
+        store
+            .append(&rows(Split::Gallery, start..start + 8_000, DIM), &CommitFacts::default())
+            .await
+            .expect("written");
     }
+    store.append(&rows(Split::Query, 0..50, DIM), &CommitFacts::default()).await.expect("written");
     drop(store);
-    shop.pipeline("memory = '288MiB'\n[input]\ngallery = 'gallery'\n[features]\ntable = 'features'\n");
+    shop.pipeline("memory = '288MiB'\n[input]\ngallery = 'gallery'\nqueries = 'queries'\n[features]\ntable = 'features'\n");
 
     for name in ["f.npy", "f.h5", "f.parquet"] {
         let file = shop.path(name);
@@ -336,12 +340,22 @@ async fn a_table_larger_than_the_budget_is_exported_and_not_loaded() {
     }
     // The first and the last row are at their places.
     let back = exchange::read(&shop.path("f.h5")).expect("readable");
-    let last = rows(ROWS - 8_000..ROWS, DIM);
+    let last = rows(Split::Gallery, ROWS - 8_000..ROWS, DIM);
     assert_eq!(back.len(), ROWS);
-    assert_eq!(back.vectors[..DIM], rows(0..1, DIM).vectors);
+    assert_eq!(back.vectors[..DIM], rows(Split::Gallery, 0..1, DIM).vectors);
     assert_eq!(back.vectors[(ROWS - 1) * DIM..], last.vectors[7_999 * DIM..]);
 
     let (said, peak) = run(&shop, &["load"]);
     let said = said.exits(2).complains("MiB for the vectors in flat");
     assert!(peak < asked_for(&said).0 / 2, "{peak} bytes were taken all the same");
+
+    // Fifty queries are vectors of the gallery: each finds its own.
+    let (said, peak) = run(&shop, &["evaluate", "--set", "load.engine=table"]);
+    said.exits(0);
+    eprintln!("evaluate by table: peak {} MB of {} MB", peak / 1_000_000, BUDGET / 1_000_000);
+    assert!(peak <= BUDGET, "{peak} bytes");
+    let summary = std::fs::read_to_string(shop.path("runs/shop/report/summary.json")).expect("a report");
+    let summary: serde_json::Value = serde_json::from_str(&summary).expect("JSON");
+    let cosine = &summary["evaluations"][0]["modes"][0]["metrics"][0];
+    assert_eq!(cosine["engine_recall"][0]["mean"], 1.0, "{cosine}");
 }

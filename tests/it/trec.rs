@@ -8,7 +8,7 @@ use imagedex::engines::{EngineError, Hit, Query, Searcher, VectorIndex};
 use imagedex::metric::Metric;
 use imagedex::stages::decode::Picture;
 use imagedex::stages::embed::EmbeddingBatch;
-use imagedex::stages::evaluate::{self, EvaluateOptions, Mode, write_per_query};
+use imagedex::stages::evaluate::{self, EvaluateOptions, GalleryRows, Mode, write_per_query};
 use imagedex::stages::report::trec::TrecFolder;
 use imagedex::stages::report::{self, RunReport};
 use imagedex::stages::scan::Split;
@@ -144,7 +144,8 @@ fn write_report(seed: u64, folder: &Path) {
     let evaluations: Vec<_> = engines
         .iter()
         .map(|engine| {
-            evaluate::evaluate_into(*engine, &gallery, &queries, &options, Some(&mut trec)).unwrap()
+            evaluate::evaluate_into(*engine, GalleryRows::Held(&gallery), &queries, &options, Some(&mut trec))
+                .unwrap()
         })
         .collect();
     trec.finish().unwrap();

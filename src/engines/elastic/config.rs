@@ -49,6 +49,9 @@ pub struct ElasticConfig {
     pub senders: usize,
     /// A bulk request grows up to this size.
     pub max_bulk_mb: usize,
+    /// Searches of one `_msearch` request, of up to 64, that the server works on at once. Default: what the server thinks right for
+    /// its nodes. Less leaves room for others.
+    pub concurrent_searches: Option<usize>,
     /// Seconds after which a request counts as lost.
     pub timeout_seconds: u64,
     /// Seconds of retries without any progress after which the load is given up.
@@ -82,6 +85,7 @@ impl Default for ElasticConfig {
             encoding: Encoding::Auto,
             senders: 2,
             max_bulk_mb: 10,
+            concurrent_searches: None,
             timeout_seconds: 60,
             give_up_seconds: 300,
             max_rejected: Budget::Count(0),
@@ -106,6 +110,7 @@ impl ElasticConfig {
             ("shards", self.shards as usize, 1024),
             ("senders", self.senders, 64),
             ("max_bulk_mb", self.max_bulk_mb, 95),
+            ("concurrent_searches", self.concurrent_searches.unwrap_or(1), 64),
             ("timeout_seconds", self.timeout_seconds as usize, 3600),
         ] {
             if value == 0 || value > most {

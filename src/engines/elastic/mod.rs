@@ -128,6 +128,7 @@ impl Elastic {
             client: self.client.clone(),
             index: owned.name.clone(),
             layout: self.config.layout,
+            concurrent_searches: self.config.concurrent_searches,
             non_negative: self.non_negative,
             dim: source.dim,
         };
@@ -231,6 +232,7 @@ impl Elastic {
             client: self.client.clone(),
             index: index.owned.name.clone(),
             layout: self.config.layout,
+            concurrent_searches: self.config.concurrent_searches,
             non_negative: self.non_negative,
             dim: index.source.dim,
         })
@@ -582,6 +584,8 @@ pub struct View {
     client: Client,
     index: String,
     layout: Layout,
+    /// As in [`ElasticConfig`].
+    concurrent_searches: Option<usize>,
     non_negative: bool,
     dim: usize,
 }
@@ -607,10 +611,13 @@ impl View {
             );
             body += "\n";
         }
-        let path = format!(
+        let mut path = format!(
             "{}/_msearch?filter_path=error,responses.status,responses.error,responses.timed_out,responses.hits.hits.sort",
             self.index
         );
+        if let Some(most) = self.concurrent_searches {
+            path += &format!("&max_concurrent_searches={most}");
+        }
         let (body, since, mut attempt) = (Bytes::from(body), Instant::now(), 0);
         let answer = loop {
             let reply = self.client.answer(Method::Post, &path, Kind::Lines, Some(body.clone()))?;

@@ -1,5 +1,7 @@
 //! The hits of one search → [`Outcome`]: which of them count, which are right, and what that makes of each measure.
 
+use std::collections::HashSet;
+
 use super::leakage::{Sameness, Twins};
 use super::measures::{Measures, TieAtK};
 use super::per_query::QueryState;
@@ -35,8 +37,14 @@ impl Judge<'_> {
     /// Judges the hits of query number `query`.
     pub fn judge(&self, query: usize, judgement: &Judgement, mut all: Ranked) -> Outcome {
         let found = all.len();
-        let mut seen = vec![false; self.gallery.batch.len()];
-        all.retain(|(row, _)| !std::mem::replace(&mut seen[*row as usize], true));
+        if all.len() > self.gallery.pictures.len() / 64 {
+            let mut seen = vec![false; self.gallery.pictures.len()];
+            all.retain(|(row, _)| !std::mem::replace(&mut seen[*row as usize], true));
+        } else {
+            // A few hits in a large gallery.
+            let mut seen = HashSet::with_capacity(all.len());
+            all.retain(|(row, _)| seen.insert(*row));
+        }
         let repeated = found - all.len();
         let adjusted = self.adjusted(query, judgement, &all);
         let mut ranked = all;

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Mode;
 use super::relevance::{Gallery, Judgement};
+use crate::engines::EngineError;
 use crate::stages::decode::Picture;
-use crate::stages::embed::EmbeddingBatch;
 
 /// Near duplicates differ in at most so many of the 64 bits of their perceptual hashes…
 pub const NEAR_BITS: u32 = 8;
@@ -125,20 +125,23 @@ pub struct Twins {
 }
 
 impl Twins {
-    /// Of the queries, in their order.
-    pub fn find(mode: Mode, gallery: &Gallery, queries: &[Judgement]) -> Twins {
-        let pictures = &gallery.batch.pictures;
+    /// Of the queries, in their order. Errors: of reading the gallery.
+    pub fn find(mode: Mode, gallery: &Gallery, queries: &[Judgement]) -> Result<Twins, EngineError> {
+        let pictures = gallery.pictures;
         let mut numbers = Numbers::default();
         let signs: Vec<Signs> = pictures.iter().map(|picture| numbers.signs(picture)).collect();
         let asked: Vec<Signs> = queries.iter().map(|query| numbers.signs(query.picture)).collect();
-        let twins_of = |(query, own): (&Judgement, &Signs)| -> Vec<Twin> {
-            let twin = |(row, other): (usize, &Signs)| {
+        let mut of_query: Vec<Vec<Twin>> = vec![Vec::new(); queries.len()];
+        gallery.rows.each_tile(|first, tile| {
+            let signs = &signs[first..first + tile.len()];
+            let twin = |query: &Judgement, own: &Signs, i: usize| {
+                let (row, other) = (first + i, &signs[i]);
                 let bits = (own.dhash ^ other.dhash).count_ones();
                 let kind = own.sameness(other, bits)?;
                 if mode == Mode::LeaveOneOut && pictures[row].id == query.id {
                     return None;
                 }
-                let cosine = cosine(query.vector, gallery.batch.vector(row));
+                let cosine = cosine(query.vector, tile.vector(i));
                 (kind != Sameness::Near || cosine >= NEAR_COSINE).then_some(Twin {
                     row: row as u32,
                     kind,
@@ -146,9 +149,11 @@ impl Twins {
                     cosine,
                 })
             };
-            signs.iter().enumerate().filter_map(twin).take(MOST_TWINS).collect()
-        };
-        let of_query: Vec<Vec<Twin>> = queries.par_iter().zip(&asked).map(twins_of).collect();
+            of_query.par_iter_mut().zip(queries).zip(&asked).for_each(|((twins, query), own)| {
+                let room = MOST_TWINS - twins.len();
+                twins.extend((0..tile.len()).filter_map(|i| twin(query, own, i)).take(room));
+            });
+        })?;
         let mut of_row: Vec<Option<Sameness>> = vec![None; pictures.len()];
         for twin in of_query.iter().flatten() {
             let sign = &mut of_row[twin.row as usize];
@@ -160,7 +165,7 @@ impl Twins {
         };
         let all_signs = signs.iter().chain(asked.iter().filter(|_| mode == Mode::HeldOut));
         let unhashed = all_signs.filter(|signs| signs.are_unknown()).count();
-        Twins { mode, of_query, copies: rows(Sameness::Pixels), all: rows(Sameness::Near), unhashed }
+        Ok(Twins { mode, of_query, copies: rows(Sameness::Pixels), all: rows(Sameness::Near), unhashed })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -204,7 +209,7 @@ impl Twins {
             (found.pairs > 0).then_some(found)
         });
         let pair = |(query, twin): (&Judgement, &Twin)| {
-            let picture = &gallery.batch.pictures[twin.row as usize];
+            let picture = &gallery.pictures[twin.row as usize];
             TwinPair {
                 query: query.id.to_owned(),
                 gallery: picture.id.clone(),
@@ -223,9 +228,9 @@ impl Twins {
             .collect();
         // In leave-one-out each pair is found from both its ends.
         if self.mode == Mode::LeaveOneOut {
-            pairs.retain(|(query, twin)| query.id < gallery.batch.pictures[twin.row as usize].id.as_str());
+            pairs.retain(|(query, twin)| query.id < gallery.pictures[twin.row as usize].id.as_str());
         }
-        let id = |twin: &Twin| gallery.batch.pictures[twin.row as usize].id.as_str();
+        let id = |twin: &Twin| gallery.pictures[twin.row as usize].id.as_str();
         pairs.sort_by(|(a, a_twin), (b, b_twin)| {
             (a_twin.kind, a.id, id(a_twin)).cmp(&(b_twin.kind, b.id, id(b_twin)))
         });
@@ -234,7 +239,8 @@ impl Twins {
             pairs_in_all: pairs.len(),
             pairs: pairs.into_iter().take(LISTED).map(pair).collect(),
             unhashed: self.unhashed,
-            looked_through: gallery.batch.len() + if self.mode == Mode::HeldOut { queries.len() } else { 0 },
+            looked_through: gallery.pictures.len()
+                + if self.mode == Mode::HeldOut { queries.len() } else { 0 },
         }
     }
 }
@@ -293,9 +299,9 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
     if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
 }
 
-/// Pictures of these batches that are equal and labelled differently; one entry for each picture.
-pub fn label_errors(batches: &[&EmbeddingBatch]) -> Vec<LabelError> {
-    let pictures = || batches.iter().flat_map(|batch| &batch.pictures);
+/// Pictures of these sets that are equal and labelled differently; one entry for each picture.
+pub fn label_errors(sets: &[&[Picture]]) -> Vec<LabelError> {
+    let pictures = || sets.iter().copied().flatten();
     let mut errors = Vec::new();
     let mut said = BTreeSet::new();
     for (kind, hash) in [

@@ -17,6 +17,7 @@ mod per_query;
 mod ranking;
 mod relevance;
 mod resample;
+mod rows;
 mod sink;
 mod thresholds;
 mod timing;
@@ -30,6 +31,7 @@ use sha2::{Digest, Sha256};
 
 use crate::engines::{EngineError, Hit, Query, Ranker, Searcher};
 use crate::metric::Metric;
+use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 
 pub use intervals::{Interval, MeasureIntervals, bootstrap, bootstrap_by_class, wilson};
@@ -39,13 +41,14 @@ pub use paired::{Comparison, Contender, Pair, SIGNIFICANT, all_pairs, bare_chanc
 pub use per_query::{PerQuery, QueryState, read_per_query, write_per_query};
 pub use ranking::SameRanking;
 pub use resample::{DRAWS, Table};
+pub use rows::GalleryRows;
 pub use sink::{FullRanking, RankingSink};
 pub use thresholds::{BestThreshold, ScoreHistogram, ThresholdPoint, Thresholds};
 pub use timing::SearchTiming;
 
 use judge::{Judge, Outcome};
 use leakage::Twins;
-use ranking::{Ranked, Truth};
+use ranking::{Answer, Ranked};
 use relevance::{Gallery, Judgement};
 
 /// With fewer evaluated queries than this a difference between metrics says next to nothing: at 30, a share near one
@@ -74,6 +77,11 @@ pub enum EvaluateError {
     /// A feature file that was imported names a picture twice. Mend the file, and import it again.
     #[error("gallery picture {id} is there twice: ids must be unique")]
     RepeatedId { id: String },
+    /// A mistake of whoever calls: pipelines hold the gallery where leave-one-out is among `evaluate.modes`.
+    #[error(
+        "leave_one_out searches for the gallery's own pictures, so their vectors must be in memory: take it out of evaluate.modes"
+    )]
+    NotHeld,
     #[error("engine {engine} returned {id}, which is not in the gallery: load the gallery again")]
     UnknownHit { engine: String, id: String },
     #[error(
@@ -97,6 +105,7 @@ impl EvaluateError {
             EvaluateError::NoQueries
             | EvaluateError::NothingAsked(_)
             | EvaluateError::ZeroK
+            | EvaluateError::NotHeld
             | EvaluateError::NoSupportedMetric { .. } => true,
             EvaluateError::Engine(error) => {
                 matches!(error, EngineError::UnsupportedMetric { .. } | EngineError::ZeroK)
@@ -381,19 +390,19 @@ pub fn evaluate(
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
 ) -> Result<Evaluation, EvaluateError> {
-    evaluate_into(index, gallery, queries, options, None)
+    evaluate_into(index, GalleryRows::Held(gallery), queries, options, None)
 }
 
-/// The same, with every whole ranking handed to `sink` on the way.
+/// The same, with the gallery's vectors where they are, and every whole ranking handed to `sink` on the way.
 pub fn evaluate_into(
     index: &dyn Searcher,
-    gallery: &EmbeddingBatch,
+    gallery: GalleryRows,
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
     mut sink: Option<&mut (dyn RankingSink + '_)>,
 ) -> Result<Evaluation, EvaluateError> {
     let ks = cut_offs(options)?;
-    check_pictures(gallery, queries, options)?;
+    check_pictures(&gallery, queries, options)?;
     let (metrics, unsupported): (Vec<Metric>, Vec<Metric>) =
         options.metrics.iter().copied().partition(|metric| index.supports(*metric));
     if metrics.is_empty() {
@@ -404,33 +413,31 @@ pub fn evaluate_into(
         });
     }
     let gallery = Gallery::new(gallery)?;
-    let truth = Truth::new(&gallery);
     let mut evaluation = Evaluation {
         engine: index.name().to_owned(),
         exact: index.is_exact(),
         space: options.space,
         gallery: GalleryFacts {
-            pictures: gallery.batch.len(),
+            pictures: gallery.pictures.len(),
             labelled: gallery.labelled(),
             classes: gallery.classes.len(),
-            dim: gallery.batch.dim,
+            dim: gallery.rows.dim(),
         },
         ks,
-        pictures: PictureHashes { gallery: hash_of(gallery.batch), queries: hash_of(queries) },
+        pictures: PictureHashes { gallery: hash_of(gallery.pictures), queries: hash_of(&queries.pictures) },
         unsupported,
-        label_errors: leakage::label_errors(&[gallery.batch, queries]),
+        label_errors: leakage::label_errors(&[gallery.pictures, &queries.pictures]),
         modes: Vec::new(),
         timings: Vec::new(),
         per_query: Vec::new(),
     };
     for &mode in &options.modes {
-        let judgements = Judgement::all(mode, &gallery, queries);
-        let twins = Twins::find(mode, &gallery, &judgements);
+        let judgements = Judgement::all(mode, &gallery, queries)?;
+        let twins = Twins::find(mode, &gallery, &judgements)?;
         let run = Run {
             index,
             ranker: ranker(index, &gallery),
             gallery: &gallery,
-            truth: &truth,
             judgements: &judgements,
             twins: &twins,
             mode,
@@ -467,9 +474,8 @@ fn rows_of(hits: Vec<Hit>, gallery: &Gallery, engine: &str) -> Result<Ranked, Ev
     hits.into_iter().map(row).collect()
 }
 
-fn hash_of(batch: &EmbeddingBatch) -> String {
-    let mut pictures: Vec<[&str; 3]> = batch
-        .pictures
+fn hash_of(pictures: &[Picture]) -> String {
+    let mut pictures: Vec<[&str; 3]> = pictures
         .iter()
         .map(|picture| [&*picture.id, &*picture.sha256, picture.label.as_deref().unwrap_or_default()])
         .collect();
@@ -495,7 +501,7 @@ fn cut_offs(options: &EvaluateOptions) -> Result<Vec<usize>, EvaluateError> {
 }
 
 fn check_pictures(
-    gallery: &EmbeddingBatch,
+    gallery: &GalleryRows,
     queries: &EmbeddingBatch,
     options: &EvaluateOptions,
 ) -> Result<(), EvaluateError> {
@@ -505,15 +511,15 @@ fn check_pictures(
     if options.modes.is_empty() {
         return Err(EvaluateError::NothingAsked("modes"));
     }
-    if gallery.is_empty() {
+    if gallery.pictures().is_empty() {
         return Err(EvaluateError::EmptyGallery);
     }
     if options.modes.contains(&Mode::HeldOut) {
         if queries.is_empty() {
             return Err(EvaluateError::NoQueries);
         }
-        if queries.dim != gallery.dim {
-            return Err(EvaluateError::Dimensions { gallery: gallery.dim, queries: queries.dim });
+        if queries.dim != gallery.dim() {
+            return Err(EvaluateError::Dimensions { gallery: gallery.dim(), queries: queries.dim });
         }
     }
     Ok(())
@@ -525,7 +531,6 @@ struct Run<'a> {
     /// The engine where it ranks by number, and the gallery's row of each number.
     ranker: Option<(&'a dyn Ranker, Vec<u32>)>,
     gallery: &'a Gallery<'a>,
-    truth: &'a Truth<'a>,
     judgements: &'a [Judgement<'a>],
     twins: &'a Twins,
     mode: Mode,
@@ -543,14 +548,16 @@ impl Run<'_> {
         let mut rows = Vec::new();
         let mut rankings = Vec::new();
         let mut measures: Vec<(Metric, Vec<Measures>)> = Vec::new();
-        for (&metric, outcomes) in metrics.iter().zip(self.outcomes(metrics, sink)?) {
+        let outcomes = self.outcomes(metrics, sink)?;
+        let recalls = self.engine_recalls(metrics)?;
+        for ((&metric, outcomes), engine_recall) in metrics.iter().zip(outcomes).zip(recalls) {
             rows.extend(
                 self.judgements
                     .iter()
                     .zip(&outcomes)
                     .map(|(judgement, outcome)| self.row(metric, judgement, outcome)),
             );
-            results.push(self.summary(metric, &outcomes)?);
+            results.push(self.summary(metric, &outcomes, engine_recall));
             measures.push((metric, outcomes.iter().filter_map(|outcome| outcome.measures.clone()).collect()));
             rankings.push((metric, outcomes.into_iter().map(|outcome| outcome.top).collect()));
         }
@@ -605,7 +612,7 @@ impl Run<'_> {
     }
 
     fn depth(&self) -> usize {
-        let pictures = self.gallery.batch.len();
+        let pictures = self.gallery.pictures.len();
         let most_excluded =
             self.judgements.iter().map(|judgement| judgement.excluded.len()).max().unwrap_or(0);
         // One more than the cut-off shows whether a tie crosses it; twins come first, and are taken out.
@@ -689,7 +696,12 @@ impl Run<'_> {
         Judge { gallery: self.gallery, twins: self.twins, ks: self.ks, keep_whole }
     }
 
-    fn summary(&self, metric: Metric, outcomes: &[Outcome]) -> Result<MetricEvaluation, EvaluateError> {
+    fn summary(
+        &self,
+        metric: Metric,
+        outcomes: &[Outcome],
+        engine_recall: Vec<EngineRecall>,
+    ) -> MetricEvaluation {
         let micro = Measures::mean(outcomes.iter().filter_map(|outcome| outcome.measures.as_ref()));
         let evaluated = outcomes.iter().filter(|outcome| outcome.measures.is_some()).count();
         let unanswerable =
@@ -697,7 +709,7 @@ impl Run<'_> {
         let share = evaluated as f64 / (evaluated + unanswerable).max(1) as f64;
         let of_class = self.by_class(outcomes);
         let classes = self.classes(&of_class);
-        Ok(MetricEvaluation {
+        MetricEvaluation {
             metric,
             depth: self.depth(),
             repeated_hits: outcomes.iter().map(|outcome| outcome.repeated).sum(),
@@ -717,8 +729,8 @@ impl Run<'_> {
             micro,
             classes,
             ties: self.ties(outcomes),
-            engine_recall: self.engine_recall(metric)?,
-        })
+            engine_recall,
+        }
     }
 
     fn thresholds(&self, outcomes: &[Outcome]) -> Thresholds {
@@ -740,7 +752,7 @@ impl Run<'_> {
             if let (Some(label), Some(_), Some((row, _))) =
                 (judgement.label, &outcome.measures, outcome.top.first())
             {
-                let found = self.gallery.batch.pictures[*row as usize].label.as_deref();
+                let found = self.gallery.pictures[*row as usize].label.as_deref();
                 *counts.entry((label, found)).or_default() += 1;
             }
         }
@@ -794,37 +806,44 @@ impl Run<'_> {
         at.collect()
     }
 
-    /// Asks for no more hits than the greatest cut-off, as a user would: an approximate engine finds more of the first
-    /// ten when it is asked for a thousand.
-    fn engine_recall(&self, metric: Metric) -> Result<Vec<EngineRecall>, EvaluateError> {
+    /// For each metric its recall at each cut-off. Asks for no more hits than the greatest, as a user would: an approximate engine
+    /// finds more of the first ten when it is asked for a thousand.
+    fn engine_recalls(&self, metrics: &[Metric]) -> Result<Vec<Vec<EngineRecall>>, EvaluateError> {
         let vectors: Vec<&[f32]> = self.judgements.iter().map(|judgement| judgement.vector).collect();
         let most = if self.index.is_exact() { CHECKED_QUERIES } else { usize::MAX };
         let asked = timing::evenly_spaced(&vectors, most);
-        let mut recalls: Vec<Vec<f64>> = vec![Vec::new(); self.ks.len()];
-        for chunk in asked.chunks(1024) {
-            let k = self.most_k();
-            let queries: Vec<Query> = chunk.iter().map(|vector| Query { vector, k, metric }).collect();
-            let found = self.index.search_many(&queries)?;
-            let of_chunk: Vec<Vec<f64>> = queries
-                .par_iter()
-                .zip(found)
-                .map(|(query, hits)| self.truth.recall(query, &hits, self.ks))
-                .collect();
-            for of_query in of_chunk {
-                recalls.iter_mut().zip(of_query).for_each(|(recalls, recall)| recalls.push(recall));
-            }
+        let k = self.most_k();
+        let queries: Vec<Query> = metrics
+            .iter()
+            .flat_map(|&metric| asked.iter().map(move |vector| Query { vector, k, metric }))
+            .collect();
+        let mut answers = Vec::with_capacity(queries.len());
+        for queries in queries.chunks(1024) {
+            let found = self.index.search_many(queries)?;
+            answers.extend(queries.iter().zip(found).map(|(query, hits)| Answer {
+                vector: query.vector,
+                metric: query.metric,
+                rows: hits.iter().take(k).filter_map(|hit| self.gallery.row(&hit.id)).collect(),
+            }));
         }
-        let at = self.ks.iter().zip(recalls).map(|(&k, recalls)| EngineRecall {
-            k,
-            queries: recalls.len(),
-            mean: recalls.iter().sum::<f64>() / recalls.len().max(1) as f64,
-            worst: recalls.iter().copied().fold(1.0, f64::min),
-        });
-        Ok(at.collect())
+        let recalls = ranking::recalls(self.gallery, &answers, self.ks)?;
+        let of_metric = |recalls: &[Vec<f64>]| -> Vec<EngineRecall> {
+            let at = self.ks.iter().enumerate().map(|(i, &k)| {
+                let at_k = recalls.iter().map(|recalls| recalls[i]);
+                EngineRecall {
+                    k,
+                    queries: recalls.len(),
+                    mean: at_k.clone().sum::<f64>() / recalls.len().max(1) as f64,
+                    worst: at_k.fold(1.0, f64::min),
+                }
+            });
+            at.collect()
+        };
+        Ok((0..metrics.len()).map(|i| of_metric(&recalls[i * asked.len()..(i + 1) * asked.len()])).collect())
     }
 
     fn row(&self, metric: Metric, judgement: &Judgement, outcome: &Outcome) -> PerQuery {
-        let picture = |row: u32| &self.gallery.batch.pictures[row as usize];
+        let picture = |row: u32| &self.gallery.pictures[row as usize];
         let top = outcome.top.iter().take(self.most_k());
         PerQuery {
             mode: self.mode,

@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::relevance::Gallery;
+use crate::engines::EngineError;
 use crate::engines::kernels::{self, Kernel, Lanes, Sum};
-use crate::engines::{Hit, Query};
 use crate::metric::Metric;
 
 /// Hits of each query that are compared, at least: at the first few alone metrics that differ may look alike.
@@ -80,58 +81,101 @@ fn comparable(metric: Metric, score: f32) -> f64 {
     }
 }
 
-/// The exact nearness of every gallery picture, which an engine's answers are compared with.
-pub struct Truth<'a> {
-    gallery: &'a Gallery<'a>,
+/// The first hits of an engine to one query.
+pub struct Answer<'a> {
+    pub vector: &'a [f32],
+    pub metric: Metric,
+    /// Rows of the gallery, best first.
+    pub rows: Vec<u32>,
+}
+
+/// For each answer and each cut-off k (ascending): the share of the k nearest that the answer has among its first k. A distinct
+/// picture counts as found when it is as near as the k-th nearest, within [`TOLERANCE`], as in ann-benchmarks.
+///
+/// One pass over the gallery's vectors. Errors: of reading them.
+pub fn recalls(gallery: &Gallery, answers: &[Answer], ks: &[usize]) -> Result<Vec<Vec<f64>>, EngineError> {
+    let kernel = Kernel::best();
+    let dim = gallery.rows.dim();
+    let most_k = ks.last().copied().unwrap_or(1);
+    let of = |answer| Truth::of(answer, dim, kernel);
+    let mut truths: Vec<Truth> = answers.par_iter().map(of).collect();
+    gallery.rows.each_tile(|first, tile| {
+        let rows = kernels::lanes(&tile.vectors, dim);
+        let lengths = rows.chunks_exact(kernels::width(dim)).map(|row| length(row, kernel)).collect();
+        let tile = Tile { first, rows: &rows, lengths };
+        truths.par_iter_mut().for_each(|truth| truth.look_at(&tile, kernel, most_k));
+    })?;
+    Ok(truths.iter().map(|truth| ks.iter().map(|&k| truth.recall(k)).collect()).collect())
+}
+
+/// Some rows of the gallery.
+struct Tile<'a> {
+    /// The row number of the first.
+    first: usize,
     /// `[pictures, width]`
-    rows: Cow<'a, [Lanes]>,
+    rows: &'a [Lanes],
     lengths: Vec<f64>,
-    kernel: Kernel,
+}
+
+/// What an answer is held against: how near the nearest are, and its own hits.
+struct Truth<'a> {
+    answer: &'a Answer<'a>,
+    vector: Cow<'a, [Lanes]>,
+    length: f64,
+    /// Of the nearest pictures, the greatest first.
+    best: Vec<f64>,
+    /// Of each hit.
+    hits: Vec<f64>,
 }
 
 impl<'a> Truth<'a> {
-    pub fn new(gallery: &'a Gallery<'a>) -> Truth<'a> {
-        let rows = kernels::lanes(&gallery.batch.vectors, gallery.batch.dim);
-        let kernel = Kernel::best();
-        let lengths =
-            rows.chunks_exact(kernels::width(gallery.batch.dim)).map(|row| length(row, kernel)).collect();
-        Truth { gallery, rows, lengths, kernel }
+    fn of(answer: &'a Answer, dim: usize, kernel: Kernel) -> Truth<'a> {
+        let vector = kernels::lanes(answer.vector, dim);
+        let length = length(&vector, kernel);
+        Truth { answer, vector, length, best: Vec::new(), hits: vec![f64::NEG_INFINITY; answer.rows.len()] }
     }
 
-    /// For each cut-off k: the share of the k nearest that `hits` holds among its first k. A distinct picture counts
-    /// as found when it is as near as the k-th nearest, within [`TOLERANCE`], as in ann-benchmarks.
-    pub fn recall(&self, query: &Query, hits: &[Hit], ks: &[usize]) -> Vec<f64> {
-        let nearness = self.nearness(query);
-        let mut sorted = nearness.clone();
-        sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-        let recall_at = |&k: &usize| {
-            let there = k.min(sorted.len());
-            let last = sorted[there - 1];
-            let enough = last - TOLERANCE * last.abs().max(1.0);
-            let rows: HashSet<u32> =
-                hits.iter().take(k).filter_map(|hit| self.gallery.row(&hit.id)).collect();
-            rows.iter().filter(|row| nearness[**row as usize] >= enough).count() as f64 / there as f64
-        };
-        ks.iter().map(recall_at).collect()
+    fn look_at(&mut self, tile: &Tile, kernel: Kernel, most_k: usize) {
+        let mut nearness = self.nearness(tile, kernel);
+        for (hit, row) in self.hits.iter_mut().zip(&self.answer.rows) {
+            if let Some(found) = (*row as usize).checked_sub(tile.first).and_then(|i| nearness.get(i)) {
+                *hit = *found;
+            }
+        }
+        if nearness.len() > most_k {
+            nearness.select_nth_unstable_by(most_k - 1, |a, b| b.total_cmp(a));
+            nearness.truncate(most_k);
+        }
+        self.best.extend(nearness);
+        self.best.sort_unstable_by(|a, b| b.total_cmp(a));
+        self.best.truncate(most_k);
+    }
+
+    fn recall(&self, k: usize) -> f64 {
+        let there = k.min(self.best.len());
+        let last = self.best[there - 1];
+        let enough = last - TOLERANCE * last.abs().max(1.0);
+        let hits = self.answer.rows.iter().zip(&self.hits).take(k);
+        let found: HashSet<u32> = hits.filter(|(_, hit)| **hit >= enough).map(|(row, _)| *row).collect();
+        found.len() as f64 / there as f64
     }
 
     /// In `f64`: the cosine, the dot product, or the distance (L2: squared) negated.
-    fn nearness(&self, query: &Query) -> Vec<f64> {
-        let vector = kernels::lanes(query.vector, self.gallery.batch.dim);
+    fn nearness(&self, tile: &Tile, kernel: Kernel) -> Vec<f64> {
         let sums = |sum: Sum| {
-            let mut sums = vec![0.0; self.lengths.len()];
-            self.kernel.exact(sum, &vector, &self.rows, vector.len(), &mut sums);
+            let mut sums = vec![0.0; tile.lengths.len()];
+            kernel.exact(sum, &self.vector, tile.rows, self.vector.len(), &mut sums);
             sums
         };
-        match query.metric {
+        match self.answer.metric {
             Metric::DotProduct => sums(Sum::Dot),
             Metric::L1 => sums(Sum::L1).into_iter().map(|sum| -sum).collect(),
             Metric::L2 => sums(Sum::SquaredL2).into_iter().map(|sum| -sum).collect(),
             Metric::Cosine => {
-                let own = length(&vector, self.kernel);
+                let own = self.length;
                 let cosine =
                     |(dot, length): (f64, &f64)| if own * length > 0.0 { dot / (own * length) } else { -1.0 };
-                sums(Sum::Dot).into_iter().zip(&self.lengths).map(cosine).collect()
+                sums(Sum::Dot).into_iter().zip(&tile.lengths).map(cosine).collect()
             }
         }
     }

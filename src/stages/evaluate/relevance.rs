@@ -6,13 +6,15 @@
 
 use std::collections::HashMap;
 
-use super::{EvaluateError, Mode, QueryState};
+use super::{EvaluateError, GalleryRows, Mode, QueryState};
 use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 
 /// The gallery, looked up by id, bytes and class. Classes are numbered by name ascending.
 pub struct Gallery<'a> {
-    pub batch: &'a EmbeddingBatch,
+    pub rows: GalleryRows<'a>,
+    /// What is known of the pictures, by row.
+    pub pictures: &'a [Picture],
     row_of: HashMap<&'a str, u32>,
     with_bytes: HashMap<&'a str, Vec<u32>>,
     class_of: Vec<Option<u32>>,
@@ -23,29 +25,29 @@ pub struct Gallery<'a> {
 }
 
 impl<'a> Gallery<'a> {
-    pub fn new(batch: &'a EmbeddingBatch) -> Result<Gallery<'a>, EvaluateError> {
-        let mut row_of = HashMap::with_capacity(batch.len());
-        let mut with_bytes: HashMap<&str, Vec<u32>> = HashMap::with_capacity(batch.len());
-        for (row, picture) in (0u32..).zip(&batch.pictures) {
+    pub fn new(rows: GalleryRows<'a>) -> Result<Gallery<'a>, EvaluateError> {
+        let pictures = rows.pictures();
+        let mut row_of = HashMap::with_capacity(pictures.len());
+        let mut with_bytes: HashMap<&str, Vec<u32>> = HashMap::with_capacity(pictures.len());
+        for (row, picture) in (0u32..).zip(pictures) {
             if row_of.insert(picture.id.as_str(), row).is_some() {
                 return Err(EvaluateError::RepeatedId { id: picture.id.clone() });
             }
             with_bytes.entry(&picture.sha256).or_default().push(row);
         }
-        let mut classes: Vec<&str> =
-            batch.pictures.iter().filter_map(|picture| picture.label.as_deref()).collect();
+        let mut classes: Vec<&str> = pictures.iter().filter_map(|picture| picture.label.as_deref()).collect();
         classes.sort_unstable();
         classes.dedup();
         let mut gallery = Gallery {
-            batch,
+            rows,
+            pictures,
             row_of,
             with_bytes,
             class_of: Vec::new(),
             class_sizes: vec![0; classes.len()],
             classes,
         };
-        gallery.class_of =
-            batch.pictures.iter().map(|picture| gallery.class(picture.label.as_deref()?)).collect();
+        gallery.class_of = pictures.iter().map(|picture| gallery.class(picture.label.as_deref()?)).collect();
         for class in gallery.class_of.iter().flatten() {
             gallery.class_sizes[*class as usize] += 1;
         }
@@ -107,15 +109,21 @@ impl<'a> Judgement<'a> {
     }
 
     /// All queries of a mode, by id.
-    pub fn all(mode: Mode, gallery: &Gallery<'a>, queries: &'a EmbeddingBatch) -> Vec<Judgement<'a>> {
+    ///
+    /// Errors: leave-one-out over a gallery whose vectors are not in memory.
+    pub fn all(
+        mode: Mode,
+        gallery: &Gallery<'a>,
+        queries: &'a EmbeddingBatch,
+    ) -> Result<Vec<Judgement<'a>>, EvaluateError> {
         let asked = match mode {
             Mode::HeldOut => queries,
-            Mode::LeaveOneOut => gallery.batch,
+            Mode::LeaveOneOut => gallery.rows.held().ok_or(EvaluateError::NotHeld)?,
         };
         let mut all: Vec<Judgement> =
             (0..asked.len()).map(|i| Judgement::new(mode, gallery, asked, i)).collect();
         all.sort_by_key(|judgement| judgement.id);
-        all
+        Ok(all)
     }
 
     fn new(mode: Mode, gallery: &Gallery<'a>, asked: &'a EmbeddingBatch, i: usize) -> Judgement<'a> {

@@ -44,7 +44,7 @@ pub fn tell_relevant(
 ) -> Result<(), EvaluateError> {
     for judgement in evaluated(judgements) {
         let Some(class) = judgement.class else { continue };
-        let rows = (0u32..).zip(&gallery.batch.pictures);
+        let rows = (0u32..).zip(gallery.pictures);
         let relevant: Vec<&str> = rows
             .filter(|(row, _)| gallery.is_of(*row, class) && judgement.excluded.binary_search(row).is_err())
             .map(|(_, picture)| picture.id.as_str())
@@ -65,7 +65,7 @@ pub fn tell_rankings(
     for (judgement, outcome) in judgements.iter().zip(outcomes) {
         let Some(whole) = outcome.whole.take() else { continue };
         if judgement.state() == QueryState::Evaluated {
-            let hits = whole.iter().map(|(row, _)| gallery.batch.pictures[*row as usize].id.as_str());
+            let hits = whole.iter().map(|(row, _)| gallery.pictures[*row as usize].id.as_str());
             let hits = hits.collect();
             sink.ranking(&FullRanking { engine, mode, metric, query: judgement.id, hits })?;
         }

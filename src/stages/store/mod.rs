@@ -28,6 +28,7 @@ mod plan;
 mod read;
 mod rewrite;
 mod schema;
+mod tiles;
 mod write;
 
 use std::fs;
@@ -55,6 +56,7 @@ pub use mirror::Mirror;
 pub use plan::{Plan, Reuse};
 pub use schema::{COLUMNS, EMBEDDING_PATH, ROW_GROUP_ROWS, SCHEMA_VERSION, parse_split, writer_properties};
 pub(crate) use schema::{append_rows, arrow_schema, to_record_batch, validate};
+pub use tiles::Tiles;
 
 const FINGERPRINT: &str = "imagedex.fingerprint";
 const PROVENANCE: &str = "imagedex.provenance";

@@ -14,9 +14,10 @@ use datafusion::functions_aggregate::expr_fn::count;
 use datafusion::prelude::{Expr, JoinType, SessionConfig, SessionContext, col, lit};
 
 use super::inspect::{damage_unread, read_parquet};
-use super::schema::{append_rows, sort_by_key};
+use super::schema::{PICTURE_COLUMNS, append_pictures, append_rows, sort_by_key};
 use super::{COLUMNS, FeatureStore, StoreError, first_key};
 use crate::panics::{self, Rows};
+use crate::stages::decode::Picture;
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::Split;
 
@@ -58,6 +59,19 @@ impl FeatureStore {
     pub async fn read(&self, split: Option<Split>) -> Result<EmbeddingBatch, StoreError> {
         let rows = self.count(split).await?;
         self.read_rows(self.features(split.map(is_split)).await?, rows).await
+    }
+
+    /// What is known of the pictures of a split, by id, without their vectors.
+    pub async fn pictures(&self, split: Split) -> Result<Vec<Picture>, StoreError> {
+        let rows = self.features(Some(is_split(split))).await?.select_columns(&PICTURE_COLUMNS);
+        let mut rows = Rows::of(rows.map_err(|error| StoreError::datafusion(&self.dir, error))?);
+        let mut pictures = Vec::new();
+        while let Some(part) = rows.next().await {
+            let part = part.map_err(|error| self.read_error(error))?;
+            append_pictures(&part, &mut pictures).map_err(|reason| self.failed(reason))?;
+        }
+        pictures.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(pictures)
     }
 
     /// Hands all rows to `f`, ordered by (`split`, `id`), at most `batch_rows` at a time. Memory is bounded as in

@@ -175,10 +175,53 @@ pub fn to_record_batch(
 /// Errors name the column and the row's id: a null where a value must be, a vector of another length than
 /// `out.dim`.
 pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), String> {
-    let column = |name: &str, kind: &DataType| -> Result<ArrayRef, String> {
-        let column = rows.column_by_name(name).ok_or_else(|| format!("there is no column {name}"))?;
-        cast(column, kind).map_err(|error| format!("column {name} has type {}: {error}", column.data_type()))
-    };
+    let id = column(rows, "id", &DataType::Utf8)?;
+    let norm = column(rows, "norm", &DataType::Float32)?;
+    let embedding = column(rows, "embedding", &DataType::List(element()))?;
+    let id = id.as_string::<i32>();
+    refuse_nulls(id, &[("id", id), ("norm", &norm), ("embedding", &embedding)])?;
+    let (norm, embedding) = (norm.as_primitive::<Float32Type>(), embedding.as_list::<i32>());
+    append_pictures(rows, &mut out.pictures)?;
+    for row in 0..rows.num_rows() {
+        let vector = embedding.value(row);
+        let vector = vector.as_primitive::<Float32Type>();
+        if vector.len() != out.dim || vector.null_count() > 0 {
+            let reason = format!(
+                "{} numbers, {} of them null, where {} belong",
+                vector.len(),
+                vector.null_count(),
+                out.dim
+            );
+            return Err(format!("picture {:?}: the vector has {reason}", id.value(row)));
+        }
+        out.vectors.extend_from_slice(vector.values());
+        out.norms.push(norm.value(row));
+    }
+    Ok(())
+}
+
+fn column(rows: &RecordBatch, name: &str, kind: &DataType) -> Result<ArrayRef, String> {
+    let column = rows.column_by_name(name).ok_or_else(|| format!("there is no column {name}"))?;
+    cast(column, kind).map_err(|error| format!("column {name} has type {}: {error}", column.data_type()))
+}
+
+fn refuse_nulls(id: &StringArray, required: &[(&str, &dyn Array)]) -> Result<(), String> {
+    for (name, column) in required {
+        if let Some(row) = (0..id.len()).find(|row| column.is_null(*row)) {
+            let id = if id.is_null(row) { "null" } else { id.value(row) };
+            return Err(format!("picture {id:?}: column {name} is null"));
+        }
+    }
+    Ok(())
+}
+
+/// Columns of a [`Picture`]: all that is known of it but its vector.
+pub const PICTURE_COLUMNS: [&str; 9] =
+    ["id", "label", "split", "sha256", "pixel_sha256", "dhash", "width", "height", "format"];
+
+/// The same without the vectors: of [`PICTURE_COLUMNS`].
+pub fn append_pictures(rows: &RecordBatch, out: &mut Vec<Picture>) -> Result<(), String> {
+    let column = |name: &str, kind: &DataType| column(rows, name, kind);
     let (id, label, split) = (
         column("id", &DataType::Utf8)?,
         column("label", &DataType::Utf8)?,
@@ -194,10 +237,9 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
         column("width", &DataType::Int32)?,
         column("height", &DataType::Int32)?,
     );
-    let norm = column("norm", &DataType::Float32)?;
-    let embedding = column("embedding", &DataType::List(element()))?;
-    let required = [
-        ("id", &id),
+    let id = id.as_string::<i32>();
+    let required: [(&str, &dyn Array); 8] = [
+        ("id", id),
         ("split", &split),
         ("sha256", &sha256),
         ("pixel_sha256", &pixel_sha256),
@@ -205,41 +247,18 @@ pub fn append_rows(rows: &RecordBatch, out: &mut EmbeddingBatch) -> Result<(), S
         ("dhash", &dhash),
         ("width", &width),
         ("height", &height),
-        ("norm", &norm),
-        ("embedding", &embedding),
     ];
-
-    let id = id.as_string::<i32>();
-    for (name, column) in required {
-        if let Some(row) = (0..rows.num_rows()).find(|row| column.is_null(*row)) {
-            let id = if id.is_null(row) { "null" } else { id.value(row) };
-            return Err(format!("picture {id:?}: column {name} is null"));
-        }
-    }
+    refuse_nulls(id, &required)?;
     let (label, split, sha256) =
         (label.as_string::<i32>(), split.as_string::<i32>(), sha256.as_string::<i32>());
     let pixel_sha256 = pixel_sha256.as_string::<i32>();
     let (format, dhash) = (format.as_string::<i32>(), dhash.as_primitive::<Int64Type>());
     let (width, height) = (width.as_primitive::<Int32Type>(), height.as_primitive::<Int32Type>());
-    let embedding = embedding.as_list::<i32>();
     for row in 0..rows.num_rows() {
         let id = id.value(row);
-        let vector = embedding.value(row);
-        let vector = vector.as_primitive::<Float32Type>();
-        if vector.len() != out.dim || vector.null_count() > 0 {
-            let reason = format!(
-                "{} numbers, {} of them null, where {} belong",
-                vector.len(),
-                vector.null_count(),
-                out.dim
-            );
-            return Err(format!("picture {id:?}: the vector has {reason}"));
-        }
         let split = parse_split(split.value(row))
             .ok_or_else(|| format!("picture {id:?}: unknown split {:?}", split.value(row)))?;
-        out.vectors.extend_from_slice(vector.values());
-        out.norms.push(norm.as_primitive::<Float32Type>().value(row));
-        out.pictures.push(Picture {
+        out.push(Picture {
             id: id.to_owned(),
             split,
             label: label.is_valid(row).then(|| label.value(row).to_owned()),
