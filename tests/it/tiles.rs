@@ -201,8 +201,16 @@ fn engine_table_stands_beside_the_others_in_a_pipeline() {
     let search = |engine: &str| {
         let image = shop.path("queries/waves/11.png").display().to_string();
         let pipeline = shop.path("shop.toml").display().to_string();
-        let said =
-            crate::support::imagedex(["search", &image, &pipeline, "--engine", engine, "--json"]).exits(0);
+        let said = crate::support::imagedex([
+            "search",
+            &image,
+            "--pipeline",
+            &pipeline,
+            "--engine",
+            engine,
+            "--json",
+        ])
+        .exits(0);
         serde_json::from_str::<Value>(&said.out).expect("JSON")["hits"].take()
     };
     assert_eq!(search("table"), search("flat"));
