@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use crate::cluster::{ClusterConfig, ExtractSection};
 use crate::engines::elastic::{self, ElasticConfig, Product};
 use crate::engines::faiss::{self, FaissConfig, FaissSection};
 use crate::engines::hnsw::{self, HnswConfig};
@@ -54,6 +55,8 @@ struct PipelineFile {
     model: ModelFile,
     #[serde(default)]
     runtime: RuntimeFile,
+    #[serde(default)]
+    extract: ExtractSection,
     #[serde(default)]
     features: FeaturesFile,
     #[serde(default)]
@@ -378,6 +381,9 @@ pub struct PipelineConfig {
     pub runtime_library: Option<PathBuf>,
     /// `runtime.threads`: of decoding and of inference. Default: one for each core.
     pub threads: usize,
+    /// `extract`: `on` says where pictures are embedded: `"local"`, or a scheduler such as `"df://host:50050"` (docs/scaling.md).
+    /// Default: `"local"`.
+    pub cluster: Option<ClusterConfig>,
     /// `features.table`: the folder of the Delta table. Default: `features` in the work folder.
     pub features: PathBuf,
     /// `load.engine`, one or several, each with its section. Searches go to the first. Default: `flat`.
@@ -443,13 +449,16 @@ pub struct Evaluate {
     pub depth: Option<usize>,
 }
 
-const PATH_KEYS: [&str; 12] = [
+const PATH_KEYS: [&str; 15] = [
     "work",
     "cache",
     "input.gallery",
     "input.queries",
     "model.card",
     "runtime.library",
+    "extract.ca",
+    "extract.cert",
+    "extract.key",
     "features.table",
     "baseline.file",
     "load.elasticsearch.ca",
@@ -585,6 +594,7 @@ impl PipelineFile {
         let baseline_file = folder.join(format!("{name}.baseline.json"));
         let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
         let baseline = baseline.map_err(|(key, reason)| value_error(key, reason))?;
+        let cluster = self.extract.finish().map_err(|(key, reason)| value_error(key, reason))?;
         let report = self.report.finish().map_err(|(key, reason)| value_error(key, reason))?;
         Ok(PipelineConfig {
             features: self.features.table.unwrap_or_else(|| work.join("features")),
@@ -613,6 +623,7 @@ impl PipelineFile {
             },
             runtime_library: self.runtime.library,
             threads,
+            cluster,
             engines,
             evaluate,
             gate,

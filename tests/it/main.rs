@@ -6,6 +6,8 @@ mod support;
 
 mod bad_input;
 mod baseline;
+#[cfg(feature = "distributed")]
+mod distributed;
 mod elastic;
 mod engines;
 mod errors;
