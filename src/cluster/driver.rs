@@ -52,7 +52,7 @@ impl Driver {
     ///
     /// # Errors
     /// There is no scheduler, or no executor within the limit, or the one that answered would give other vectors. When `stop` is
-    /// set, whichever it is then.
+    /// set, it waits no longer: there will be nothing to do.
     pub fn connect(
         config: &ClusterConfig,
         spec: &WorkSpec,
@@ -62,7 +62,10 @@ impl Driver {
         let cluster = Arc::new(Cluster::new(config)?);
         let text: Arc<str> = spec.to_text().into();
         let greeting = handle.block_on(greet(cluster.clone(), config, text.clone(), stop))?;
-        let described = format!("{} ({}: {greeting})", config.address(), "its first executor");
+        let described = match greeting {
+            Some(runtime) => format!("{} (its first executor: {runtime})", config.address()),
+            None => config.address(),
+        };
         let (config, handle) = (config.clone(), handle.clone());
         Ok(Driver { cluster, config, handle, spec: text, dim: spec.model.dim, described })
     }
@@ -113,7 +116,7 @@ async fn greet(
     config: &ClusterConfig,
     spec: Arc<str>,
     stop: &AtomicBool,
-) -> Result<String, ClusterError> {
+) -> Result<Option<String>, ClusterError> {
     let started = Instant::now();
     let none =
         || ClusterError::NoExecutor { address: config.address(), seconds: started.elapsed().as_secs() };
@@ -125,7 +128,7 @@ async fn greet(
             Ok(Ok(Ok(rows))) => {
                 let row = rows.into_values().next().ok_or_else(none)?;
                 return match row.kind.as_deref() {
-                    Some(READY) => Ok(row.reason.unwrap_or_default()),
+                    Some(READY) => Ok(row.reason),
                     _ => Err(ClusterError::Refused {
                         executor: row.executor,
                         reason: row.reason.unwrap_or_default(),
@@ -138,7 +141,11 @@ async fn greet(
             Ok(Err(panic)) => {
                 return Err(ClusterError::Scheduler { address: config.address(), reason: panic.to_string() });
             }
-            Err(_) if started.elapsed() > config.limit || stop.load(Ordering::Relaxed) => {
+            Err(_) if stop.load(Ordering::Relaxed) => {
+                asked.abort();
+                return Ok(None);
+            }
+            Err(_) if started.elapsed() > config.limit => {
                 asked.abort();
                 return Err(none());
             }
@@ -213,14 +220,16 @@ impl Work<'_> {
         for part in &mut self.parts {
             part.abandon();
         }
-        ended?;
-        // When it was asked to end, there may be parts that are done behind one that is not.
+        let broken = ended?;
+        // When it ends early, there may be parts that are done behind one that is not.
         for index in self.handed_over..self.parts.len() {
             self.hand_over(index, &mut chunks)?;
         }
-        let chunks = chunks.finish()?;
-        self.embedded.pictures = chunks;
+        self.embedded.pictures = chunks.finish()?;
         self.progress.finish();
+        if let Some(error) = broken {
+            return Err(error.into());
+        }
         if stop.load(Ordering::Relaxed) && !self.images.is_empty() {
             let done = self.embedded.pictures;
             tracing::warn!("interrupted: {done} of {} pictures are done and stored", self.images.len());
@@ -236,25 +245,29 @@ impl Work<'_> {
         Ok(self.embedded)
     }
 
+    /// Until all is done, or it is asked to stop, or the cluster is of no use any more: then, why.
     fn work<E: From<ClusterError>, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>>(
         &mut self,
         stop: &AtomicBool,
         chunks: &mut Chunks<E, C>,
-    ) -> Result<(), E> {
+    ) -> Result<Option<ClusterError>, E> {
         while self.handed_over < self.parts.len() && !stop.load(Ordering::Relaxed) {
             self.keep_busy();
             let handle = self.driver.handle.clone();
             let event = handle.block_on(async { tokio::time::timeout(TICK, self.receive.recv()).await });
-            if let Ok(Some((index, query, answer))) = event {
-                self.take(index, query, answer)?;
+            let taken = match event {
+                Ok(Some((index, query, answer))) => self.take(index, query, answer),
+                _ => Ok(()),
+            };
+            if let Err(error) = taken.and_then(|()| self.look_after()) {
+                return Ok(Some(error));
             }
-            self.look_after()?;
             while self.handed_over < self.parts.len() && !self.parts[self.handed_over].is_open() {
                 self.hand_over(self.handed_over, chunks)?;
                 self.handed_over += 1;
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Sends new parts, and where there are none to send, the late ones again.
