@@ -132,7 +132,8 @@ fn flight_over_tls(tls: &Tls) -> Arc<ArrowFlightServerProvider> {
             let service = FlightServiceServer::new(BallistaFlightService::new(folder))
                 .max_decoding_message_size(MOST_BYTES as usize)
                 .max_encoding_message_size(MOST_BYTES as usize);
-            let server = create_grpc_server(&config).tls_config(tls).map_err(BallistaError::TonicError)?;
+            let mut server =
+                create_grpc_server(&config).tls_config(tls).map_err(BallistaError::TonicError)?;
             let served = server.add_service(service).serve_with_shutdown(address, shutdown.recv());
             served.await.map_err(BallistaError::TonicError)
         })

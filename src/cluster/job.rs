@@ -94,7 +94,7 @@ impl Cluster {
         };
         match answer.await {
             Ok(rows) => {
-                taken_back.is_done();
+                taken_back.keep();
                 Ok(rows)
             }
             Err(error) => match self.connect().await {
@@ -125,7 +125,7 @@ struct TakenBack {
 }
 
 impl TakenBack {
-    fn is_done(mut self) {
+    fn keep(mut self) {
         self.query = None;
     }
 }

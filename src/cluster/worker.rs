@@ -156,7 +156,7 @@ impl Worker {
                 let seconds = working.elapsed().as_secs_f64() / vectors.len() as f64;
                 self.note(vectors, seconds, &opened.described, &mut rows);
             }
-            Ok(())
+            Ok::<(), String>(())
         })?;
         let gone = || Row::failed(&self.name, EXECUTOR, INFERENCE, "the task was stopped".to_owned());
         Ok(rows.into_iter().map(|row| row.unwrap_or_else(gone)).collect())
