@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow_flight::flight_service_server::FlightServiceServer;
 use ballista_core::config::TaskSchedulingPolicy;
@@ -26,6 +26,7 @@ use super::{ClusterError, TlsFiles};
 use crate::commands::say;
 use crate::embedders::Runtime;
 use crate::embedders::onnx::runtime_facts;
+use crate::interrupt;
 use crate::models;
 
 /// How it is started.
@@ -75,7 +76,8 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
         grpc_port: options.port,
         scheduler_host: scheduler_host.clone(),
         scheduler_port,
-        scheduler_connect_timeout_seconds: options.patience,
+        // Waited for by us: with a time here, Ballista 55 waits for ever.
+        scheduler_connect_timeout_seconds: 0,
         vcores: options.tasks,
         task_scheduling_policy: TaskSchedulingPolicy::PullStaged,
         work_dir: Some(folder.path().display().to_string()),
@@ -96,6 +98,12 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
     say(format!("executor {name} of {of}{how}; ONNX Runtime {}, CPU {}\n", facts.onnxruntime, facts.cpu)
         .as_bytes())?;
     let runtime = super::job::runtime()?;
+    runtime.block_on(wait_for(
+        &of,
+        &format!("http://{scheduler_host}:{scheduler_port}"),
+        tls.as_ref(),
+        options.patience,
+    ))?;
     runtime.spawn(report(health, of.clone()));
     let ended = runtime.block_on(start_executor_process(Arc::new(config)));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -105,6 +113,18 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
         }
         other => failed(other.to_string()),
     })?;
+    Ok(())
+}
+
+/// Until the scheduler answers, for `patience` seconds at most.
+async fn wait_for(address: &str, url: &str, tls: Option<&Tls>, patience: u16) -> Result<(), ClusterError> {
+    let started = Instant::now();
+    while let Err(reason) = super::job::connect(url, tls).await {
+        if started.elapsed() > Duration::from_secs(patience.into()) || interrupt::is_set() {
+            return Err(ClusterError::Scheduler { address: address.to_owned(), reason });
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
     Ok(())
 }
 

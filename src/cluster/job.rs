@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Context;
 use ballista_core::execution_plans::DistributedQueryExec;
 use ballista_core::extension::SessionConfigExt;
-use ballista_core::serde::protobuf::CancelJobParams;
 use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::serde::protobuf::{CancelJobParams, GetJobStatusParams};
 use datafusion::arrow::array::{AsArray, RecordBatch};
 use datafusion::arrow::datatypes::UInt64Type;
 use datafusion::error::Result;
@@ -18,6 +18,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_proto::protobuf::LogicalPlanNode;
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::answer::{Row, from_array};
@@ -97,24 +98,39 @@ impl Cluster {
                 taken_back.keep();
                 Ok(rows)
             }
-            Err(error) => match self.connect().await {
+            Err(error) => match connect(&self.url, self.tls.as_ref()).await {
                 Ok(_) => Err(Trouble::Failed(failed(&error))),
                 Err(reason) => Err(Trouble::Away(reason)),
             },
         }
     }
+}
 
-    /// A connection to the scheduler, or why there is none.
-    async fn connect(&self) -> std::result::Result<Channel, String> {
-        let endpoint = Endpoint::from_shared(self.url.clone()).map_err(|error| whole(&error))?;
-        let endpoint = match &self.tls {
+/// A connection to the scheduler at `url`, which has answered a question, or why there is none.
+///
+/// The question is needed: that a port takes connections does not say who is there.
+pub async fn connect(
+    url: &str,
+    tls: Option<&Tls>,
+) -> std::result::Result<SchedulerGrpcClient<Channel>, String> {
+    let asked = async {
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| whole(&error))?;
+        let endpoint = match tls {
             Some(tls) => tls.client()(endpoint).map_err(|error| whole(&*error))?,
             None => endpoint,
         };
-        match tokio::time::timeout(CONNECT, endpoint.connect()).await {
-            Ok(connected) => connected.map_err(|error| whole(&error)),
-            Err(_) => Err(format!("no connection within {} s", CONNECT.as_secs())),
+        let mut scheduler =
+            SchedulerGrpcClient::new(endpoint.connect().await.map_err(|error| whole(&error))?);
+        match scheduler.get_job_status(GetJobStatusParams { job_id: "none".to_owned() }).await {
+            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
+                Err(whole(&status))
+            }
+            _ => Ok(scheduler),
         }
+    };
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(asked) => asked,
+        Err(_) => Err(format!("no answer within {} s", CONNECT.as_secs())),
     }
 }
 
@@ -137,10 +153,8 @@ impl Drop for TakenBack {
         let cluster = self.cluster.clone();
         runtime.spawn(async move {
             // What cannot be taken back is computed for nothing; its answer is looked at by nobody.
-            if let Ok(channel) = cluster.connect().await {
-                let _ = SchedulerGrpcClient::new(channel)
-                    .cancel_job(CancelJobParams { job_id: job.to_string() })
-                    .await;
+            if let Ok(mut scheduler) = connect(&cluster.url, cluster.tls.as_ref()).await {
+                let _ = scheduler.cancel_job(CancelJobParams { job_id: job.to_string() }).await;
             }
         });
     }
