@@ -103,6 +103,7 @@ impl Driver {
             answers: 0,
             last_answer: Instant::now(),
             away_since: None,
+            trusted: BTreeSet::new(),
             progress: Progress::start("embed", images.len() as u64),
             embedded: Embedded::default(),
         };
@@ -206,6 +207,8 @@ struct Work<'a> {
     answers: usize,
     last_answer: Instant,
     away_since: Option<Instant>,
+    /// Executors that have shown that they see what this machine sees.
+    trusted: BTreeSet<String>,
     progress: Progress,
     embedded: Embedded,
 }
@@ -395,13 +398,13 @@ impl Work<'_> {
     }
 
     /// The rows of a part in the order of its pictures, if they are what was asked for.
-    fn check(&self, index: usize, rows: BTreeMap<u64, Row>) -> Result<Vec<Row>, Bad> {
-        let part = &self.parts[index].pictures;
+    fn check(&mut self, index: usize, rows: BTreeMap<u64, Row>) -> Result<Vec<Row>, Bad> {
+        let part = self.parts[index].pictures.clone();
         if !rows.keys().copied().eq(part.start as u64..part.end as u64) {
             return Err(Bad::Part("the answer is about other pictures".to_owned()));
         }
-        let rows: Vec<Row> = rows.into_values().collect();
-        for (row, seen) in rows.iter().zip(&self.images[part.clone()]) {
+        let mut rows: Vec<Row> = rows.into_values().collect();
+        for (row, seen) in rows.iter_mut().zip(&self.images[part]) {
             let reason = || row.reason.clone().unwrap_or_default();
             if row.stage.as_deref() == Some(EXECUTOR) {
                 let executor = row.executor.clone();
@@ -418,9 +421,16 @@ impl Work<'_> {
                     row.executor
                 )));
             }
-            if let Some(reason) = unlike(row, seen) {
-                let (executor, picture) = (row.executor.clone(), seen.image.id.clone());
-                return Err(Bad::Picture(ClusterError::Unlike { executor, picture, reason }));
+            match look(row, seen, self.trusted.contains(&row.executor)) {
+                Look::Good => {}
+                Look::Gone(reason) => *row = Row::failed(&row.executor, "read", "unreadable", reason),
+                Look::Unlike(reason) => {
+                    let (executor, picture) = (row.executor.clone(), seen.image.id.clone());
+                    return Err(Bad::Picture(ClusterError::Unlike { executor, picture, reason }));
+                }
+            }
+            if row.sha256.is_some() && !self.trusted.contains(&row.executor) {
+                self.trusted.insert(row.executor.clone());
             }
         }
         Ok(rows)
@@ -501,17 +511,37 @@ enum Bad {
     Part(String),
 }
 
-/// Why an executor's picture is not the one that is here. Where they differ, this machine looks again: the file may have changed,
-/// or be gone, since it was first seen.
-fn unlike(row: &Row, seen: &Seen) -> Option<String> {
-    if row.sha256.as_ref() == Some(&seen.sha256) {
-        return None;
-    }
-    let ours = hash(&seen.image.source).ok()?;
+/// What an executor's picture is, beside the one that is here.
+enum Look {
+    Good,
+    /// It is not there any more, here as there: the reason of the failure.
+    Gone(String),
+    /// The executor sees another picture, or none: why.
+    Unlike(String),
+}
+
+/// Compares the bytes that an executor read with those that are here. Where they differ, this machine looks again: the file may have
+/// changed, or be gone, since it was first seen.
+///
+/// Of a new object no hash is known, and this machine does not fetch all of them to have one. It fetches the first that an executor
+/// answers for: that shows whether both mean the same store.
+fn look(row: &Row, seen: &Seen, trusted: bool) -> Look {
+    let is_known = !seen.sha256.is_empty();
     match &row.sha256 {
-        None => Some(row.reason.clone().unwrap_or_default()),
-        Some(theirs) if *theirs == ours || ours != seen.sha256 => None,
-        Some(theirs) => Some(format!("it is of sha256 {theirs} there, and {ours} here")),
+        Some(theirs) if *theirs == seen.sha256 => return Look::Good,
+        Some(_) if trusted && !is_known => return Look::Good,
+        _ => {}
+    }
+    let ours = match (hash(&seen.image.source), &seen.image.source) {
+        (Ok(ours), _) => ours,
+        // What stands at its place in an archive that has changed is not this picture.
+        (Err(error), Source::Member { .. }) => return Look::Gone(error.to_string()),
+        (Err(_), _) => return Look::Good,
+    };
+    match &row.sha256 {
+        None => Look::Unlike(row.reason.clone().unwrap_or_default()),
+        Some(theirs) if *theirs == ours || (is_known && ours != seen.sha256) => Look::Good,
+        Some(theirs) => Look::Unlike(format!("it is of sha256 {theirs} there, and {ours} here")),
     }
 }
 
@@ -590,5 +620,57 @@ impl<E, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>> Chunks<E, C> {
             self.hand_over()?;
         }
         Ok(self.handed_over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::scan::{ImageRef, Split, sha256_hex};
+
+    fn seen(source: Source, sha256: &str) -> Seen {
+        let image = ImageRef { id: "1.png".to_owned(), split: Split::Gallery, label: None, source };
+        Seen { image, sha256: sha256.to_owned() }
+    }
+
+    fn answer(sha256: Option<&str>) -> Row {
+        let row = Row::failed("a:1", "decode", "damaged", "its reason".to_owned());
+        Row { sha256: sha256.map(str::to_owned), ..row }
+    }
+
+    #[test]
+    fn bytes_are_looked_at_again_where_an_executor_read_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("1.png");
+        std::fs::write(&path, "now").expect("writable");
+        let (now, before) = (sha256_hex(b"now"), sha256_hex(b"before"));
+        let file = || Source::File(path.clone());
+        let is_good = |row: &Row, seen: &Seen| matches!(look(row, seen, false), Look::Good);
+        assert!(is_good(&answer(Some(&now)), &seen(file(), &now)));
+        assert!(
+            is_good(&answer(Some(&before)), &seen(file(), &before)),
+            "what was hashed is what was embedded"
+        );
+        assert!(is_good(&answer(Some(&now)), &seen(file(), &before)), "it changed in between");
+        assert!(is_good(&answer(Some("others")), &seen(file(), &before)), "and once more");
+        for sha256 in [Some("others"), None] {
+            let looked = look(&answer(sha256), &seen(file(), &now), true);
+            assert!(matches!(looked, Look::Unlike(_)), "{sha256:?} there, and it is whole here");
+        }
+        let gone = seen(Source::File(folder.path().join("gone")), &now);
+        assert!(is_good(&answer(None), &gone), "the executor's reason is ours");
+        // Of an archive that is not what it was, the bytes at a place are not the picture's.
+        let member = Source::from_text("tar:0:3:/nowhere/a.tar").expect("a member");
+        assert!(matches!(look(&answer(Some("others")), &seen(member, &now), true), Look::Gone(_)));
+    }
+
+    #[test]
+    fn a_picture_without_a_hash_is_read_here_once_for_each_executor() {
+        let bytes = |text: &str| seen(Source::Fetched(text.to_owned().into()), "");
+        let (ours, others) = (sha256_hex(b"ours"), sha256_hex(b"others"));
+        assert!(matches!(look(&answer(Some(&ours)), &bytes("ours"), false), Look::Good));
+        assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), false), Look::Unlike(_)));
+        assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), true), Look::Good));
+        assert!(matches!(look(&answer(None), &bytes("ours"), true), Look::Unlike(_)));
     }
 }

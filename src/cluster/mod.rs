@@ -53,9 +53,11 @@ pub enum ClusterError {
     /// It has another program, model file or runtime than this machine, whose vectors would not compare. Make it the same there.
     #[error("executor {executor} cannot take part: {reason}")]
     Refused { executor: String, reason: String },
-    /// Each executor must find the pictures under the paths that they have here: mount the same folder there.
+    /// Each executor must find the pictures under the paths that they have here, and reach object stores itself: mount the same folder
+    /// there, or give it the same settings and credentials of the store.
     #[error(
-        "executor {executor} does not see picture {picture} as this machine does: {reason}; mount the same folder there"
+        "executor {executor} does not see picture {picture} as this machine does: {reason}; mount the same folder there, or for an object \
+         store give it the same settings and credentials"
     )]
     Unlike { executor: String, picture: String, reason: String },
     /// Executors died of it, or failed at it, each time. The reason is the last one; the executors' own messages say more.

@@ -17,6 +17,7 @@ use super::spec::WorkSpec;
 use crate::embedders::{self, Embedder, Runtime};
 use crate::memory::Shares;
 use crate::models::ModelSpec;
+use crate::objects::Bucket;
 use crate::stages::decode::{self, DecodeOptions, Decoded, Failure, PictureOptions};
 use crate::stages::embed::EmbeddingBatch;
 use crate::stages::scan::{ImageRef, Seen, Source, Split};
@@ -118,6 +119,8 @@ impl Worker {
 
     /// All at once: while the model works, the next batch is decoded.
     fn embed(&self, opened: &Opened, items: &[Item], stop: &AtomicBool) -> Result<Vec<Row>, String> {
+        // What an object store refused to another task it may give to this one.
+        Bucket::try_all_again();
         let mut rows: Vec<Option<Row>> = items.iter().map(|_| None).collect();
         let mut images = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {

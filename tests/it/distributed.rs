@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use datafusion::arrow::array::StringArray;
@@ -23,8 +24,11 @@ use imagedex::stages::scan::Source;
 use imagedex::stages::store::{FeatureStore, read_failures};
 use tempfile::TempDir;
 
+use crate::datasets::write_tar;
+use crate::es_proxy::{Fault, Proxy};
 use crate::models::mean_colour;
 use crate::process::{Process, free_ports};
+use crate::s3_node::{ID, S3Node, SECRET};
 use crate::support::{Said, Shop, cache, imagedex, said};
 
 /// Longer than anything here takes, on a machine that has other things to do.
@@ -87,7 +91,12 @@ struct How {
     timeout: Option<u64>,
     /// The folder that executors are started in.
     inside: Option<PathBuf>,
+    /// Variables of executors.
+    variables: Variables,
 }
+
+/// Variables of the environment.
+type Variables = Vec<(&'static str, String)>;
 
 struct Cluster {
     port: u16,
@@ -126,6 +135,7 @@ impl Cluster {
         if let Some(folder) = &self.how.inside {
             command.current_dir(folder);
         }
+        command.envs(self.how.variables.iter().cloned());
         self.executors.push(Member::start(&mut command, "connected to"));
     }
 
@@ -185,8 +195,23 @@ impl Both {
         self.write("", &format!("[extract]\non = '{}'\npart = 4\n{more}", cluster.address()));
     }
 
+    /// Makes both pipelines read their pictures from elsewhere.
+    fn reads(&self, gallery: &str) {
+        for name in ["shop.toml", "cluster.toml"] {
+            let file = self.shop.path(name);
+            let text = std::fs::read_to_string(&file).expect("readable");
+            std::fs::write(&file, text.replace("'gallery'", &format!("'{gallery}'"))).expect("writable");
+        }
+    }
+
     fn here(&self) -> Said {
         imagedex([Path::new("extract"), &self.shop.path("shop.toml")])
+    }
+
+    fn extract(&self, name: &str, variables: &Variables) -> Said {
+        let mut command = program();
+        command.arg("extract").arg(self.shop.path(&format!("{name}.toml"))).envs(variables.iter().cloned());
+        said(command.output().expect("the program starts"))
     }
 
     fn there(&self) -> Said {
@@ -214,6 +239,11 @@ impl Both {
     #[track_caller]
     fn are_equal(&self) {
         self.here().exits(0);
+        self.have_equal_tables();
+    }
+
+    #[track_caller]
+    fn have_equal_tables(&self) {
         let (here, there) = (self.table("shop"), self.table("cluster"));
         assert!(!here.rows.is_empty());
         assert_eq!(there, here);
@@ -295,6 +325,94 @@ fn vgg16_gives_the_same_vectors_there_as_here() {
     both.on(&cluster, "");
     both.there().exits(0).says("embedded 12").complains("ONNX Runtime");
     both.are_equal();
+}
+
+#[test]
+fn executors_read_pictures_in_tar_files() {
+    let cluster = Cluster::start(2);
+    let both = Both::quick(30);
+    let shard = |number: u32| {
+        let mut members = Vec::new();
+        for seed in number * 15..number * 15 + 15 {
+            let file = both.shop.path(&format!("gallery/{}/{seed:03}.png", seed % 3));
+            members.push((format!("{seed:03}.png"), std::fs::read(file).expect("a picture")));
+            members.push((format!("{seed:03}.cls"), (seed % 3).to_string().into_bytes()));
+        }
+        members.push(("damaged.png".to_owned(), b"no picture".to_vec()));
+        let members: Vec<(&str, &[u8])> =
+            members.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+        write_tar(&both.shop.path(&format!("shards/a b:{number}.tar")), &members);
+    };
+    shard(0);
+    shard(1);
+    both.on(&cluster, "");
+    both.reads("shards/*.tar");
+    both.there().exits(0).says("embedded 30").says("failed 2");
+    both.are_equal();
+    assert_eq!(both.executors().values().sum::<u64>(), 32);
+    let table = both.table("cluster");
+    let first = &table.rows.pictures[0];
+    assert_eq!((first.id.as_str(), first.label.as_deref()), ("a b:0.tar/000.png", Some("0")));
+
+    // A shard that is written anew.
+    both.shop.picture("gallery/2/020.png", 2_000);
+    shard(1);
+    both.there().exits(0).says("embedded 1");
+    both.are_equal();
+}
+
+#[test]
+fn executors_fetch_objects_with_credentials_of_their_own() {
+    let both = Both::quick(24);
+    std::fs::write(both.shop.path("gallery/1/text ü%.png"), "no picture").expect("writable");
+    let bucket = S3Node::shared().bucket("cluster");
+    bucket.put_folder(&both.shop.path("gallery"), "photos");
+    let at = |port: u16| -> Variables {
+        let endpoint = format!("http://127.0.0.1:{port}");
+        [
+            ("AWS_ACCESS_KEY_ID", ID),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+            ("AWS_REGION", "us-east-1"),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ENDPOINT_URL", &endpoint),
+        ]
+        .map(|(name, value)| (name, value.to_owned()))
+        .to_vec()
+    };
+    let direct = at(S3Node::shared().port());
+    let cluster = Cluster::start_as(2, How { variables: direct.clone(), ..How::default() });
+    both.on(&cluster, "");
+    both.reads(&bucket.url("photos"));
+    // This machine reads one object of each executor's, to see that it is the same, and those that failed.
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = reads.clone();
+    let proxy = Proxy::before(S3Node::shared().port(), move |asked| {
+        counted
+            .fetch_add(usize::from(asked.method == "GET" && asked.path.contains(".png")), Ordering::SeqCst);
+        Fault::Pass
+    });
+    let port = url::Url::parse(&proxy.url()).expect("a URL").port().expect("a port");
+    both.extract("cluster", &at(port)).exits(0).says("embedded 24").says("failed 1");
+    let reads = reads.load(Ordering::SeqCst);
+    assert!((1..=2).contains(&reads), "this machine read {reads} objects for two executors");
+    both.extract("shop", &direct).exits(0);
+    both.have_equal_tables();
+    assert_eq!(both.executors().values().sum::<u64>(), 25);
+    // Their hashes are known now, though others read them.
+    both.write("", "[extract]\non = 'df://127.0.0.1:9'\n");
+    both.reads(&bucket.url("photos"));
+    both.extract("cluster", &direct).exits(0).says("embedded 0");
+
+    // An executor that may not read them does not empty the table.
+    let none = vec![("AWS_EC2_METADATA_DISABLED", "true".to_owned()), ("HOME", "/nonexistent".to_owned())];
+    let cluster = Cluster::start_as(1, How { variables: none, ..How::default() });
+    both.shop.picture("new.png", 300);
+    bucket.put("photos/1/new.png", std::fs::read(both.shop.path("new.png")).expect("readable"));
+    both.on(&cluster, "tries = 2");
+    both.reads(&bucket.url("photos"));
+    let said = both.extract("cluster", &direct).exits(4).complains("does not see picture 1/new.png");
+    said.complains("no credentials were found").complains("give it the same settings and credentials");
+    assert_eq!(both.table("cluster").rows.len(), 24);
 }
 
 #[test]
