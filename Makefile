@@ -34,7 +34,7 @@ index: setup ## build, set up, then index and evaluate the sample pictures
 test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
-test-distributed: test-tools setup setup-openblas ## the tests of extracting on a cluster alone, three executors on this machine (docs/scaling.md)
+test-distributed: test-tools setup setup-openblas setup-s3 ## the tests of extracting on a cluster alone, three executors on this machine (docs/scaling.md)
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES) --test it distributed::
 
 # COUNT and VGG16: other numbers of pictures.

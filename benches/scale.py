@@ -26,14 +26,21 @@ class Cluster:
 
     def __init__(self, program, folder, port, executors):
         self.program, self.folder, self.port, self.processes = program, folder, port, []
-        self.start("scheduler", ["scheduler", "--port", str(port), "--executor-timeout", "5"], "scheduler at")
+        self.start_scheduler()
         for i in range(1, executors + 1):
-            executor = ["executor", self.address, "--port", str(port + i), "--threads", "1", "--work", str(folder)]
-            self.start(f"executor-{i}", executor, "connected to")
+            self.start_executor(i)
 
     @property
     def address(self):
         return f"df://127.0.0.1:{self.port}"
+
+    def start_scheduler(self):
+        self.start("scheduler", ["scheduler", "--port", str(self.port), "--executor-timeout", "5"], "scheduler at")
+
+    def start_executor(self, i):
+        port = str(self.port + i)
+        executor = ["executor", self.address, "--port", port, "--threads", "1", "--work", str(self.folder)]
+        self.start(f"executor-{i}", executor, "connected to")
 
     def start(self, name, arguments, ready):
         log = self.folder / f"{name}.log"
@@ -103,14 +110,39 @@ class Bench:
             with Cluster(self.program, self.folder, self.port, number) as cluster:
                 seconds = self.ended(self.extract(f'extract.on="{cluster.address}"'))
                 yield f"{number} executor{'s' if number > 1 else ''}, 1 thread each", seconds, self.table() == truth
-        for name, sign in [("killed", signal.SIGKILL), ("stopped", signal.SIGSTOP)]:
-            with Cluster(self.program, self.folder, self.port, max(executors)) as cluster:
+        most = max(executors)
+        for what, fault in FAULTS:
+            with Cluster(self.program, self.folder, self.port, most) as cluster:
                 started = self.extract(f'extract.on="{cluster.address}"')
                 log = self.folder / "executor-1.log"
                 while "pictures in" not in log.read_text() and started[1].poll() is None:
                     time.sleep(0.01)
-                cluster.processes[1].send_signal(sign)
-                yield f"{max(executors)} executors, one {name} on the way", self.ended(started), self.table() == truth
+                if started[1].poll() is not None:
+                    sys.exit(f"the run ended before {what}: take more pictures")
+                fault(cluster)
+                yield f"{most} executors, {what}", self.ended(started), self.table() == truth
+
+
+def replace_all(cluster):
+    """Kills all executors; then one comes."""
+    for executor in cluster.processes[1:]:
+        executor.kill()
+        executor.wait()
+    cluster.start_executor(len(cluster.processes))
+
+
+def restart(cluster):
+    cluster.processes[0].kill()
+    cluster.processes[0].wait()
+    cluster.start_scheduler()
+
+
+FAULTS = [
+    ("one killed on the way", lambda cluster: cluster.processes[1].kill()),
+    ("one stopped on the way", lambda cluster: cluster.processes[1].send_signal(signal.SIGSTOP)),
+    ("all killed on the way, and one new one", replace_all),
+    ("the scheduler killed on the way, and started again", restart),
+]
 
 
 def main():
