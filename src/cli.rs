@@ -1,9 +1,11 @@
 //! The command line: definitions only. What each command does stands in `commands` and `pipeline`.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::cluster::DEFAULT_PORT;
 use crate::metric::Metric;
 use crate::models::{Precision, Provider};
 use crate::sql::Format;
@@ -60,6 +62,9 @@ pub enum Command {
     Models(Models),
     /// Download and check the model source, ONNX Runtime and the sample pictures
     Setup(Setup),
+    /// Take part in an extract on several machines (docs/scaling.md)
+    #[command(subcommand)]
+    Cluster(Cluster),
     /// Check inputs, model, runtime, engine, permissions and versions before a run
     Doctor(Pipeline),
     /// The original's index.py: a folder of pictures → one HDF5 file
@@ -216,6 +221,71 @@ pub enum Models {
         #[command(flatten)]
         files: ModelFiles,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Cluster {
+    /// Hand out the tasks of a pipeline whose section `extract` says on = "df://HOST:PORT"
+    Scheduler {
+        /// The address to listen at
+        #[arg(long, default_value = "127.0.0.1")]
+        bind: IpAddr,
+        #[arg(long, default_value_t = DEFAULT_PORT)]
+        port: u16,
+        /// An executor that has said nothing for so many seconds is lost, and others get its tasks
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+        executor_timeout: u64,
+        #[command(flatten)]
+        tls: TlsArgs,
+    },
+    /// Embed pictures for whoever the scheduler gets tasks from; pictures must be there under the same paths
+    Executor {
+        /// Where the scheduler is
+        #[arg(value_name = "df://HOST:PORT")]
+        scheduler: String,
+        /// The address at which answers can be fetched
+        #[arg(long, default_value = "127.0.0.1")]
+        bind: IpAddr,
+        #[arg(long, default_value_t = DEFAULT_PORT + 1)]
+        port: u16,
+        /// The name under which others reach it; default: the address
+        #[arg(long)]
+        host: Option<String>,
+        /// Tasks at a time: while one waits for the model, another decodes
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+        tasks: u16,
+        /// Threads of the model, and of each task's decoding; default: one for each core
+        #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+        threads: Option<u16>,
+        /// Folder for answers until they are fetched; default: the system's for temporary files
+        #[arg(long)]
+        work: Option<PathBuf>,
+        /// The ONNX Runtime library; default: the one in the cache
+        #[arg(long)]
+        library: Option<PathBuf>,
+        /// The cache folder; default: IMAGEDEX_CACHE, else the user's
+        #[arg(long)]
+        cache: Option<PathBuf>,
+        /// How long to wait for the scheduler at the start
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+        patience: u16,
+        #[command(flatten)]
+        tls: TlsArgs,
+    },
+}
+
+/// PEM files for TLS, all three or none: each side shows its certificate, and believes those that the authority signed.
+#[derive(Debug, Args)]
+pub struct TlsArgs {
+    /// The authority's certificate
+    #[arg(long, value_name = "FILE", requires_all = ["cert", "key"])]
+    pub ca: Option<PathBuf>,
+    /// Our certificate, which names our host
+    #[arg(long, value_name = "FILE", requires_all = ["ca", "key"])]
+    pub cert: Option<PathBuf>,
+    /// Its key
+    #[arg(long, value_name = "FILE", requires_all = ["ca", "cert"])]
+    pub key: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::{Table, Value};
 
+use crate::cluster::{ClusterConfig, ExtractSection};
 use crate::engines::elastic::{self, ElasticConfig, Product};
 use crate::engines::faiss::{self, FaissConfig, FaissSection};
 use crate::engines::hnsw::{self, HnswConfig};
@@ -55,6 +56,8 @@ struct PipelineFile {
     model: ModelFile,
     #[serde(default)]
     runtime: RuntimeFile,
+    #[serde(default)]
+    extract: ExtractSection,
     #[serde(default)]
     features: FeaturesFile,
     #[serde(default)]
@@ -389,6 +392,9 @@ pub struct PipelineConfig {
     pub runtime_library: Option<PathBuf>,
     /// `runtime.threads`: of decoding and of inference. Default: one for each core.
     pub threads: usize,
+    /// `extract`: `on` says where pictures are embedded: `"local"`, or a scheduler such as `"df://host:50050"` (docs/scaling.md).
+    /// Default: `"local"`.
+    pub cluster: Option<ClusterConfig>,
     /// `features.table`: the folder of the Delta table. Default: `features` in the work folder. For a table in an object store
     /// (`s3://bucket/folder`) its copy, `features-copy` in the work folder.
     pub features: PathBuf,
@@ -465,7 +471,7 @@ pub struct Evaluate {
     pub depth: Option<usize>,
 }
 
-const PATH_KEYS: [&str; 13] = [
+const PATH_KEYS: [&str; 16] = [
     "work",
     "cache",
     "input.gallery",
@@ -473,6 +479,9 @@ const PATH_KEYS: [&str; 13] = [
     "input.images",
     "model.card",
     "runtime.library",
+    "extract.ca",
+    "extract.cert",
+    "extract.key",
     "features.table",
     "baseline.file",
     "load.elasticsearch.ca",
@@ -655,6 +664,7 @@ impl PipelineFile {
         let baseline_file = folder.join(format!("{name}.baseline.json"));
         let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
         let baseline = baseline.map_err(|(key, reason)| value_error(key, reason))?;
+        let cluster = self.extract.finish().map_err(|(key, reason)| value_error(key, reason))?;
         let report = self.report.finish().map_err(|(key, reason)| value_error(key, reason))?;
         Ok(PipelineConfig {
             features,
@@ -685,6 +695,7 @@ impl PipelineFile {
             },
             runtime_library: self.runtime.library,
             threads,
+            cluster,
             engines,
             evaluate,
             gate,

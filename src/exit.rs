@@ -1,5 +1,6 @@
 //! The program's exit codes, and which error means which.
 
+use crate::cluster::ClusterError;
 use crate::config::ConfigError;
 use crate::engines::EngineError;
 use crate::exchange::ExchangeError;
@@ -92,6 +93,9 @@ impl Exit {
             return Some(if infrastructure { Exit::Infrastructure } else { Exit::Usage });
         }
         if let Some(error) = cause.downcast_ref::<ModelError>() {
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+        }
+        if let Some(error) = cause.downcast_ref::<ClusterError>() {
             return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
         }
         if let Some(error) = cause.downcast_ref::<BaselineError>() {

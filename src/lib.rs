@@ -29,6 +29,7 @@ pub mod stats;
 pub mod sweep;
 
 // What crosses the arrows, and what does the work.
+pub mod cluster;
 pub mod embedders;
 pub mod engines;
 pub mod metric;

@@ -1,5 +1,6 @@
 //! What each command of the [command line](crate::cli) does. Results go to standard output, everything else to standard error.
 
+mod cluster;
 mod files;
 mod original;
 mod search;
@@ -32,6 +33,7 @@ pub fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Sql(args) => search::sql(&args),
         Command::Features(command) => files::features(&command),
         Command::Models(command) => files::models(&command),
+        Command::Cluster(command) => cluster::cluster(&command),
         Command::Setup(args) => files::setup(&args),
         Command::Index(args) => original::index(&args),
         Command::Retrieve(args) => original::retrieve(&args),

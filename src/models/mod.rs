@@ -122,7 +122,7 @@ named_enum!(
 );
 
 /// A model card with the pipeline's choices applied: everything an embedder needs, and all that makes its vectors what they are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelSpec {
     /// Name of the card, such as `vgg16`.
     pub name: String,

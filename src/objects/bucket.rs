@@ -114,6 +114,13 @@ impl Bucket {
         locked(&self.trouble).clone()
     }
 
+    /// Asks all buckets again that are no longer asked: for a process that works for one run after another.
+    pub fn try_all_again() {
+        for bucket in locked(&OPEN).iter().flat_map(|(_, buckets)| buckets.values()) {
+            locked(&bucket.trouble).take();
+        }
+    }
+
     fn note(&self, error: &object_store::Error) {
         use object_store::Error::*;
         if !matches!(error, NotFound { .. } | PermissionDenied { .. } | InvalidPath { .. }) {

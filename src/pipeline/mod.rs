@@ -10,6 +10,7 @@ use std::time::Instant;
 
 mod serve;
 mod verify;
+mod work;
 
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -185,7 +186,7 @@ pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
     ));
     let spec = run.model_spec()?;
     lines.push(format!("model          {} is the one that card {} means", spec.file.display(), spec.name));
-    lines.push(format!("runtime        {}", run.embedder(spec.clone())?.describe()));
+    lines.push(format!("runtime        {}", run.start_work(&spec)?.describe()));
     lines.push(match run.block_on(FeatureStore::open(&config.features))? {
         Some(_) => {
             let store = run.open_store(&spec)?;
@@ -258,6 +259,10 @@ impl StageClock {
             self.note("embed", wanted, done.pictures, started.elapsed().as_secs_f64());
             self.note("embed: model at work", wanted, done.pictures, done.model_seconds);
             self.note("embed: model waits for pictures", wanted, done.pictures, done.wait_seconds);
+            for (executor, share) in &done.executors {
+                let embedded = share.pictures - share.failed;
+                self.note(&format!("embed: {executor}"), share.pictures, embedded, share.model_seconds);
+            }
         }
     }
 
@@ -536,12 +541,12 @@ impl<'a> Run<'a> {
             self.block_on(store.apply(&plan.reuse, &plan.delete, &facts))?;
             self.push(&store)?;
             if plan.to_embed() > 0 {
-                let mut embedder = stages.time("start the model", || self.embedder(spec.clone()))?;
-                tracing::info!("embedding {} pictures with {}", plan.to_embed(), embedder.describe());
-                facts.0["runtime"] = json!(embedder.describe());
+                let mut work = stages.time("start the model", || self.start_work(&spec))?;
+                tracing::info!("embedding {} pictures with {}", plan.to_embed(), work.describe());
+                facts.0["runtime"] = json!(work.describe());
                 if ledger.is_limited() {
                     // What the model takes shows when it works.
-                    embedder.embed(blank(&spec))?;
+                    work.warm_up(blank(&spec))?;
                     ledger.note("the model");
                 }
                 let batch = spec.batch as u64 * u64::from(spec.side).pow(2) * 3;
@@ -552,28 +557,23 @@ impl<'a> Run<'a> {
                 let new = unread_objects(&plan.embed_new);
                 for (images, is_new) in [(&plan.embed_new, true), (&plan.embed_changed, false)] {
                     let started = Instant::now();
-                    let done = embed::embed(
-                        embedder.as_mut(),
-                        images,
-                        &options,
-                        &STOP,
-                        |chunk| -> anyhow::Result<()> {
-                            tracing::debug!("stage store");
-                            let write = async {
-                                match is_new {
-                                    true => store.append(&chunk, &facts).await,
-                                    false => store.replace(&chunk, &facts).await,
-                                }
-                            };
-                            self.block_on(write)?;
-                            for picture in &chunk.pictures {
-                                if let Some(object) = new.get(&(picture.split, picture.id.as_str())) {
-                                    known.note(object, &picture.sha256);
-                                }
+                    let done = work.embed(images, &options, &STOP, |chunk, runtime| {
+                        tracing::debug!("stage store");
+                        facts.0["runtime"] = json!(runtime);
+                        let write = async {
+                            match is_new {
+                                true => store.append(&chunk, &facts).await,
+                                false => store.replace(&chunk, &facts).await,
                             }
-                            self.push(&store)
-                        },
-                    )?;
+                        };
+                        self.block_on(write)?;
+                        for picture in &chunk.pictures {
+                            if let Some(object) = new.get(&(picture.split, picture.id.as_str())) {
+                                known.note(object, &picture.sha256);
+                            }
+                        }
+                        self.push(&store)
+                    })?;
                     stages.embedded(images.len(), &done, started);
                     embedded += done.pictures;
                     if done.failures.iter().any(|failure| failure.stage == "read") {

@@ -3,6 +3,7 @@
 //! Decoding runs ahead on its own threads and hands batches over through a short queue; the model works on this
 //! thread and hands chunks to the store. What is in memory is the queue and one chunk, however many pictures there are.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -76,17 +77,17 @@ impl EmbeddingBatch {
 
 /// When the open chunk is handed to the store: kill -9 loses at most this much work.
 #[derive(Debug, Clone, Copy)]
-struct ChunkRule {
+pub(crate) struct ChunkRule {
     /// Rows of the first chunk; each further one is twice as large, up to `most`: a table likes few large files.
-    first: usize,
-    most: usize,
+    pub first: usize,
+    pub most: usize,
     /// A chunk older than this is handed over whatever its size.
-    age: Duration,
+    pub age: Duration,
 }
 
 impl ChunkRule {
     /// For rows of `dim` numbers within a share of memory.
-    fn within(shares: Shares, dim: usize) -> ChunkRule {
+    pub(crate) fn within(shares: Shares, dim: usize) -> ChunkRule {
         let most = shares.rows(dim);
         ChunkRule { first: most.min(4_096), most, age: Duration::from_secs(120) }
     }
@@ -102,6 +103,18 @@ pub struct Embedded {
     pub model_seconds: f64,
     /// Wall-clock seconds in which the model waited for decoded pictures.
     pub wait_seconds: f64,
+    /// On a cluster: what each executor did, by its name.
+    pub executors: BTreeMap<String, Share>,
+}
+
+/// What one executor did.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Share {
+    /// Pictures that it answered for, and those of them that failed.
+    pub pictures: usize,
+    pub failed: usize,
+    /// Wall-clock seconds in which its model worked on them.
+    pub model_seconds: f64,
 }
 
 /// Embeds `images` in their order; `commit` gets chunks that together hold each picture that could be decoded once.

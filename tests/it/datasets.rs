@@ -17,7 +17,7 @@ use crate::support::{Shop, imagedex};
 const MODEL: &str = "[model]\nprecision = 'int8'\nprovider = 'openvino'\n";
 
 /// Writes a tar file of these members, in this order.
-fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
+pub fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
     std::fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
     let mut builder = Builder::new(std::fs::File::create(path).expect("writable"));
     for (name, content) in members {

@@ -9,6 +9,7 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use imagedex::cluster::ClusterError;
 use imagedex::config::{Budget, ConfigError};
 use imagedex::embedders::EmbedError;
 use imagedex::engines::EngineError;
@@ -32,7 +33,7 @@ use imagedex::stages::store::{Differences, StoreError};
 use crate::support::{Shop, cache, imagedex, root, said};
 
 /// The error types in the order of a run, and the file of each.
-const TYPES: [(&str, &str); 17] = [
+const TYPES: [(&str, &str); 18] = [
     ("ConfigError", "src/config.rs"),
     ("MemoryError", "src/memory.rs"),
     ("LockError", "src/lock.rs"),
@@ -41,6 +42,7 @@ const TYPES: [(&str, &str); 17] = [
     ("DecodeError", "src/stages/decode.rs"),
     ("ModelError", "src/models/mod.rs"),
     ("EmbedError", "src/embedders/mod.rs"),
+    ("ClusterError", "src/cluster/mod.rs"),
     ("StoreError", "src/stages/store/error.rs"),
     ("LoadError", "src/stages/load.rs"),
     ("EngineError", "src/engines/mod.rs"),
@@ -174,6 +176,15 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Provider { provider: s(), reason: s() }
             Contract { path: s(), reason: s() }
             Inference(s())
+        }
+        ClusterError {
+            Scheduler { address: s(), reason: s() }
+            NoExecutor { address: s(), seconds: 1 }
+            Refused { executor: s(), reason: s() }
+            Unlike { executor: s(), picture: s(), reason: s() }
+            Part { first: s(), last: s(), tries: 1, reason: s() }
+            Tls { path: s().into(), reason: s() }
+            Start { what: "", address: s(), reason: s() }
         }
         StoreError {
             FingerprintMismatch { path: s(), differences: Differences(Vec::new()) }

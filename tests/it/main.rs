@@ -7,6 +7,8 @@ mod support;
 mod bad_input;
 mod baseline;
 mod datasets;
+#[cfg(feature = "distributed")]
+mod distributed;
 mod elastic;
 mod engines;
 mod errors;

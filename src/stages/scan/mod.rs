@@ -16,6 +16,7 @@ mod pattern;
 mod source;
 mod tar;
 mod webdataset;
+mod wire;
 
 pub use find::Places;
 pub use folders::Folders;

@@ -120,13 +120,19 @@ impl Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Archive {
     path: PathBuf,
-    state: State,
+    /// Nothing where another machine read its headers.
+    state: Option<State>,
 }
 
 impl Archive {
     /// That which `file`, opened at `path`, is.
     pub(super) fn of(path: &Path, file: &File) -> io::Result<Archive> {
-        Ok(Archive { path: path.to_owned(), state: State::of(&file.metadata()?) })
+        Ok(Archive { path: path.to_owned(), state: Some(State::of(&file.metadata()?)) })
+    }
+
+    /// One whose headers another machine read: nothing is known of how it was then.
+    pub(super) fn at(path: PathBuf) -> Archive {
+        Archive { path, state: None }
     }
 
     pub fn path(&self) -> &Path {
@@ -135,15 +141,19 @@ impl Archive {
 
     /// Whether it is still the same. Errors: it is not there, or may not be looked at.
     pub(super) fn is_unchanged(&self) -> io::Result<bool> {
-        Ok(State::of(&std::fs::metadata(&self.path)?) == self.state)
+        Ok(self.is_like(&std::fs::metadata(&self.path)?))
     }
 
     fn open(&self) -> io::Result<File> {
         let file = File::open(&self.path)?;
-        match State::of(&file.metadata()?) == self.state {
+        match self.is_like(&file.metadata()?) {
             true => Ok(file),
             false => Err(io::Error::other("the archive changed after its headers were read; run again")),
         }
+    }
+
+    fn is_like(&self, file: &Metadata) -> bool {
+        self.state.is_none_or(|state| state == State::of(file))
     }
 }
 

@@ -1,0 +1,676 @@
+//! The run's side of a cluster: cuts pictures into parts, keeps the cluster busy, checks answers, and hands them over in order.
+//!
+//! What a newcomer would get wrong: a part whose answer does not come is not one that failed. Its executor may be stopped,
+//! swapping, or cut off, and Ballista waits for it. So once there is nothing new to send, the parts that take much longer than the
+//! others are sent a second time; the first answer counts, the other query is taken back.
+//!
+//! Rows that come twice cannot be stored twice: a part is done once, and chunks are handed over by this thread alone. So the table needs
+//! no application transaction number; a run that is killed asks the table, by id and content hash, what is missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::AbortHandle;
+
+use super::answer::{EXECUTOR, READY, REFUSED, Row};
+use super::job::{Cluster, Trouble, Wanted};
+use super::spec::WorkSpec;
+use super::{ClusterConfig, ClusterError};
+use crate::memory::Shares;
+use crate::progress::Progress;
+use crate::stages::decode::{Failure, Picture};
+use crate::stages::embed::{ChunkRule, Embedded, EmbeddingBatch, Share};
+use crate::stages::scan::{Seen, Source};
+
+/// Between two looks at what is running.
+const TICK: Duration = Duration::from_millis(100);
+/// Before a part that failed is sent again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long a scheduler that was there may be away, such as to be started again.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Parts that may be done ahead of the first that is not, for each part in flight: they wait in memory.
+const AHEAD: usize = 4;
+
+/// A cluster that is ready to work for this run.
+pub struct Driver {
+    cluster: Arc<Cluster>,
+    config: ClusterConfig,
+    handle: Handle,
+    spec: Arc<str>,
+    dim: usize,
+    described: String,
+}
+
+impl Driver {
+    /// Waits until some executor has opened the model.
+    ///
+    /// # Errors
+    /// There is no scheduler, or no executor within the limit, or the one that answered would give other vectors. When `stop` is
+    /// set, it waits no longer: there will be nothing to do.
+    pub fn connect(
+        config: &ClusterConfig,
+        spec: &WorkSpec,
+        handle: &Handle,
+        stop: &AtomicBool,
+    ) -> Result<Driver, ClusterError> {
+        let cluster = Arc::new(Cluster::new(config)?);
+        let text: Arc<str> = spec.to_text().into();
+        let greeting = handle.block_on(greet(cluster.clone(), config, text.clone(), stop))?;
+        let described = match greeting {
+            Some(runtime) => format!("{} (its first executor: {runtime})", config.address()),
+            None => config.address(),
+        };
+        let (config, handle) = (config.clone(), handle.clone());
+        Ok(Driver { cluster, config, handle, spec: text, dim: spec.model.dim, described })
+    }
+
+    /// What computes, in one line.
+    pub fn describe(&self) -> String {
+        self.described.clone()
+    }
+
+    /// Embeds `images`; `commit` gets chunks in their order, that together hold each picture that could be decoded once, and what
+    /// computed them.
+    ///
+    /// When `stop` is set, what has been answered by then is still committed, and the rest is left for the next run.
+    pub fn embed<E: From<ClusterError>>(
+        &self,
+        images: &[Seen],
+        shares: Shares,
+        stop: &AtomicBool,
+        commit: impl FnMut(EmbeddingBatch, &str) -> Result<(), E>,
+    ) -> Result<Embedded, E> {
+        let (send, receive) = unbounded_channel();
+        let parts = (0..images.len()).step_by(self.config.part);
+        let parts =
+            parts.map(|first| Part::of(first..(first + self.config.part).min(images.len()))).collect();
+        let work = Work {
+            driver: self,
+            images,
+            parts,
+            next: 0,
+            handed_over: 0,
+            queries: 0,
+            send,
+            receive,
+            times: Vec::new(),
+            answers: 0,
+            last_answer: Instant::now(),
+            away_since: None,
+            trusted: BTreeSet::new(),
+            progress: Progress::start("embed", images.len() as u64),
+            embedded: Embedded::default(),
+        };
+        work.run(stop, Chunks::new(ChunkRule::within(shares, self.dim), self.dim, commit))
+    }
+}
+
+/// Asks for nothing but an answer: what the executor that gives it computes with.
+async fn greet(
+    cluster: Arc<Cluster>,
+    config: &ClusterConfig,
+    spec: Arc<str>,
+    stop: &AtomicBool,
+) -> Result<Option<String>, ClusterError> {
+    let started = Instant::now();
+    let none =
+        || ClusterError::NoExecutor { address: config.address(), seconds: started.elapsed().as_secs() };
+    let mut asked = tokio::spawn(cluster.clone().ask(vec![(0, String::new(), String::new())], spec.clone()));
+    let mut said = false;
+    loop {
+        let answered = tokio::time::timeout(TICK, &mut asked).await;
+        match answered {
+            Ok(Ok(Ok(rows))) => {
+                let row = rows.into_values().next().ok_or_else(none)?;
+                return match row.kind.as_deref() {
+                    Some(READY) => Ok(row.reason),
+                    _ => Err(ClusterError::Refused {
+                        executor: row.executor,
+                        reason: row.reason.unwrap_or_default(),
+                    }),
+                };
+            }
+            Ok(Ok(Err(Trouble::Away(reason) | Trouble::Failed(reason)))) => {
+                return Err(ClusterError::Scheduler { address: config.address(), reason });
+            }
+            Ok(Err(panic)) => {
+                return Err(ClusterError::Scheduler { address: config.address(), reason: panic.to_string() });
+            }
+            Err(_) if stop.load(Ordering::Relaxed) => {
+                asked.abort();
+                return Ok(None);
+            }
+            Err(_) if started.elapsed() > config.limit => {
+                asked.abort();
+                return Err(none());
+            }
+            Err(_) if !said && started.elapsed() > Duration::from_secs(5) => {
+                said = true;
+                tracing::info!("waiting for an executor of {}", config.address());
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Some pictures that are sent together.
+struct Part {
+    pictures: Range<usize>,
+    /// Failed answers so far.
+    tries: usize,
+    /// When it was last sent, and the answers that had come by then.
+    sent: Instant,
+    answers: usize,
+    /// Its queries at the cluster, by number.
+    running: BTreeMap<u64, AbortHandle>,
+    rows: Option<Vec<Row>>,
+}
+
+impl Part {
+    fn of(pictures: Range<usize>) -> Part {
+        Part { pictures, tries: 0, sent: Instant::now(), answers: 0, running: BTreeMap::new(), rows: None }
+    }
+
+    fn is_open(&self) -> bool {
+        self.rows.is_none()
+    }
+
+    /// Takes its queries back.
+    fn abandon(&mut self) {
+        std::mem::take(&mut self.running).into_values().for_each(|query| query.abort());
+    }
+}
+
+/// What came back for a part, and from which of its queries.
+type Event = (usize, u64, Result<BTreeMap<u64, Row>, Trouble>);
+
+/// One call of [`Driver::embed`].
+struct Work<'a> {
+    driver: &'a Driver,
+    images: &'a [Seen],
+    parts: Vec<Part>,
+    /// The first part that was not sent yet, and the first that was not handed over.
+    next: usize,
+    handed_over: usize,
+    /// Queries that were sent.
+    queries: u64,
+    send: UnboundedSender<Event>,
+    receive: UnboundedReceiver<Event>,
+    /// Seconds from sending to answer of the last parts.
+    times: Vec<f64>,
+    answers: usize,
+    last_answer: Instant,
+    away_since: Option<Instant>,
+    /// Executors that have shown that they see what this machine sees.
+    trusted: BTreeSet<String>,
+    progress: Progress,
+    embedded: Embedded,
+}
+
+impl Work<'_> {
+    fn run<E: From<ClusterError>, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>>(
+        mut self,
+        stop: &AtomicBool,
+        mut chunks: Chunks<E, C>,
+    ) -> Result<Embedded, E> {
+        let ended = self.work(stop, &mut chunks);
+        for part in &mut self.parts {
+            part.abandon();
+        }
+        let broken = ended?;
+        // When it ends early, there may be parts that are done behind one that is not.
+        for index in self.handed_over..self.parts.len() {
+            self.hand_over(index, &mut chunks)?;
+        }
+        self.embedded.pictures = chunks.finish()?;
+        self.progress.finish();
+        if let Some(error) = broken {
+            return Err(error.into());
+        }
+        if stop.load(Ordering::Relaxed) && !self.images.is_empty() {
+            let done = self.embedded.pictures;
+            tracing::warn!("interrupted: {done} of {} pictures are done and stored", self.images.len());
+        }
+        for (executor, share) in &self.embedded.executors {
+            tracing::info!(
+                "executor {executor}: {} pictures, {} failed, model at work for {:.1} s",
+                share.pictures,
+                share.failed,
+                share.model_seconds
+            );
+        }
+        Ok(self.embedded)
+    }
+
+    /// Until all is done, or it is asked to stop, or the cluster is of no use any more: then, why.
+    fn work<E: From<ClusterError>, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>>(
+        &mut self,
+        stop: &AtomicBool,
+        chunks: &mut Chunks<E, C>,
+    ) -> Result<Option<ClusterError>, E> {
+        while self.handed_over < self.parts.len() && !stop.load(Ordering::Relaxed) {
+            self.keep_busy();
+            let handle = self.driver.handle.clone();
+            let event = handle.block_on(async { tokio::time::timeout(TICK, self.receive.recv()).await });
+            let taken = match event {
+                Ok(Some((index, query, answer))) => self.take(index, query, answer),
+                _ => Ok(()),
+            };
+            if let Err(error) = taken.and_then(|()| self.look_after()) {
+                return Ok(Some(error));
+            }
+            while self.handed_over < self.parts.len() && !self.parts[self.handed_over].is_open() {
+                self.hand_over(self.handed_over, chunks)?;
+                self.handed_over += 1;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sends new parts, and where there are none to send, the late ones again.
+    fn keep_busy(&mut self) {
+        let in_flight = self.driver.config.in_flight;
+        let open = self.parts[self.handed_over..self.next].iter().filter(|part| part.is_open()).count();
+        let ahead = (self.handed_over + AHEAD * in_flight).min(self.parts.len());
+        let new = (in_flight.saturating_sub(open)).min(ahead.saturating_sub(self.next));
+        for _ in 0..new {
+            self.send(self.next, Duration::ZERO);
+            self.next += 1;
+        }
+        if new > 0 || self.times.is_empty() {
+            return;
+        }
+        let mut times = self.times.clone();
+        times.sort_by(f64::total_cmp);
+        // Twice the usual, and a second for what is not the pictures' doing.
+        let late = Duration::from_secs_f64(2.0 * times[times.len() / 2] + 1.0);
+        if open >= in_flight && self.last_answer.elapsed() < late {
+            return;
+        }
+        let is_late = |part: &Part| part.is_open() && part.running.len() == 1 && part.sent.elapsed() > late;
+        let late: Vec<usize> =
+            (self.handed_over..self.next).filter(|&index| is_late(&self.parts[index])).collect();
+        for index in late {
+            let part = &self.parts[index].pictures;
+            tracing::info!("pictures {} to {} are late and were sent once more", part.start + 1, part.end);
+            self.send(index, Duration::ZERO);
+        }
+    }
+
+    fn send(&mut self, index: usize, pause: Duration) {
+        self.queries += 1;
+        let number = self.queries;
+        let part = &mut self.parts[index];
+        let images = &self.images[part.pictures.clone()];
+        let wanted = images.iter().zip(part.pictures.start as u64..);
+        let wanted: Vec<Wanted> =
+            wanted.map(|(seen, number)| (number, seen.image.source.to_text(), seen.sha256.clone())).collect();
+        let (cluster, spec, answer) =
+            (self.driver.cluster.clone(), self.driver.spec.clone(), self.send.clone());
+        let asked = self.driver.handle.spawn(async move {
+            tokio::time::sleep(pause).await;
+            // A task of its own: a panic in a client is a failed try. Aborted with this one.
+            let mut query = AbortOnDrop(tokio::spawn(cluster.ask(wanted, spec)));
+            let answered = (&mut query.0).await;
+            let answered = answered.unwrap_or_else(|panic| Err(Trouble::Failed(panic.to_string())));
+            // Nobody listens where the run has ended.
+            let _ = answer.send((index, number, answered));
+        });
+        part.sent = Instant::now();
+        part.answers = self.answers;
+        part.running.insert(number, asked.abort_handle());
+    }
+
+    /// An answer, or its failure.
+    fn take(
+        &mut self,
+        index: usize,
+        query: u64,
+        answer: Result<BTreeMap<u64, Row>, Trouble>,
+    ) -> Result<(), ClusterError> {
+        let config = &self.driver.config;
+        // One that was given up may have been on its way here.
+        if self.parts[index].running.remove(&query).is_none() || !self.parts[index].is_open() {
+            return Ok(());
+        }
+        let reason = match answer {
+            Err(Trouble::Away(reason)) => {
+                let since = *self.away_since.get_or_insert_with(|| {
+                    tracing::warn!("scheduler {} does not answer: {reason}", config.address());
+                    Instant::now()
+                });
+                if since.elapsed() > PATIENCE {
+                    return Err(ClusterError::Scheduler { address: config.address(), reason });
+                }
+                self.send_again(index, 2 * PAUSE);
+                return Ok(());
+            }
+            Err(Trouble::Failed(reason)) => Bad::Part(reason),
+            Ok(rows) => {
+                self.answers += 1;
+                self.last_answer = Instant::now();
+                match self.check(index, rows) {
+                    Ok(rows) => {
+                        self.done(index, rows);
+                        self.away_since = None;
+                        return Ok(());
+                    }
+                    Err(bad) => bad,
+                }
+            }
+        };
+        self.away_since = None;
+        self.failed(index, reason)
+    }
+
+    fn failed(&mut self, index: usize, bad: Bad) -> Result<(), ClusterError> {
+        let part = &mut self.parts[index];
+        part.tries += 1;
+        let (first, last) = (part.pictures.start, part.pictures.end - 1);
+        let name = |index: usize| self.images[index].image.id.clone();
+        match bad {
+            Bad::Executor(error) => return Err(error),
+            Bad::Picture(error) if part.tries >= self.driver.config.tries => return Err(error),
+            Bad::Part(reason) if part.tries >= self.driver.config.tries => {
+                let (first, last, tries) = (name(first), name(last), part.tries);
+                return Err(ClusterError::Part { first, last, tries, reason });
+            }
+            Bad::Picture(error) => tracing::warn!("{error}; trying again"),
+            Bad::Part(reason) => {
+                tracing::warn!("pictures {} to {} are sent again: {reason}", first + 1, last + 1)
+            }
+        }
+        self.send_again(index, PAUSE);
+        Ok(())
+    }
+
+    /// Unless another query of the part is still at the cluster.
+    fn send_again(&mut self, index: usize, pause: Duration) {
+        if self.parts[index].running.is_empty() {
+            self.send(index, pause);
+        }
+    }
+
+    /// The rows of a part in the order of its pictures, if they are what was asked for.
+    fn check(&mut self, index: usize, rows: BTreeMap<u64, Row>) -> Result<Vec<Row>, Bad> {
+        let part = self.parts[index].pictures.clone();
+        if !rows.keys().copied().eq(part.start as u64..part.end as u64) {
+            return Err(Bad::Part("the answer is about other pictures".to_owned()));
+        }
+        let mut rows: Vec<Row> = rows.into_values().collect();
+        for (row, seen) in rows.iter_mut().zip(&self.images[part]) {
+            let reason = || row.reason.clone().unwrap_or_default();
+            if row.stage.as_deref() == Some(EXECUTOR) {
+                let executor = row.executor.clone();
+                return Err(match row.kind.as_deref() {
+                    Some(REFUSED) => Bad::Executor(ClusterError::Refused { executor, reason: reason() }),
+                    _ => Bad::Part(format!("executor {executor}: {}", reason())),
+                });
+            }
+            let is_whole = row.embedding.as_ref().is_some_and(|vector| vector.len() == self.driver.dim)
+                && row.pixel_sha256.is_some();
+            if row.stage.is_none() && !is_whole {
+                return Err(Bad::Part(format!(
+                    "executor {}: a row without a vector or a reason",
+                    row.executor
+                )));
+            }
+            match look(row, seen, self.trusted.contains(&row.executor)) {
+                Look::Good => {}
+                Look::Gone(reason) => *row = Row::failed(&row.executor, "read", "unreadable", reason),
+                Look::Unlike(reason) => {
+                    let (executor, picture) = (row.executor.clone(), seen.image.id.clone());
+                    return Err(Bad::Picture(ClusterError::Unlike { executor, picture, reason }));
+                }
+            }
+            if row.sha256.is_some() && !self.trusted.contains(&row.executor) {
+                self.trusted.insert(row.executor.clone());
+            }
+        }
+        Ok(rows)
+    }
+
+    fn done(&mut self, index: usize, rows: Vec<Row>) {
+        let part = &mut self.parts[index];
+        part.abandon();
+        if self.times.len() == 32 {
+            self.times.remove(0);
+        }
+        self.times.push(part.sent.elapsed().as_secs_f64());
+        let failed = rows.iter().filter(|row| row.stage.is_some()).count();
+        self.progress.advance(rows.len() - failed, failed);
+        for row in &rows {
+            let share: &mut Share = self.embedded.executors.entry(row.executor.clone()).or_default();
+            share.pictures += 1;
+            share.failed += usize::from(row.stage.is_some());
+            share.model_seconds += row.seconds;
+            self.embedded.model_seconds += row.seconds;
+        }
+        part.rows = Some(rows);
+    }
+
+    /// Ends what has waited too long.
+    fn look_after(&mut self) -> Result<(), ClusterError> {
+        let config = &self.driver.config;
+        if self.last_answer.elapsed() > config.limit && self.away_since.is_none() {
+            let seconds = self.last_answer.elapsed().as_secs();
+            return Err(ClusterError::NoExecutor { address: config.address(), seconds });
+        }
+        // A part that waits for its turn is not late: as many answers as were sent before it have to come first.
+        let (limit, in_flight, answers) = (config.limit, config.in_flight, self.answers);
+        let is_overdue = |part: &Part| {
+            part.is_open() && part.sent.elapsed() > limit && answers - part.answers >= in_flight
+        };
+        let open = self.handed_over..self.next;
+        let overdue: Vec<usize> = open.filter(|&index| is_overdue(&self.parts[index])).collect();
+        for index in overdue {
+            self.parts[index].abandon();
+            let reason = format!("no answer within {} s (extract.limit_seconds)", limit.as_secs());
+            self.failed(index, Bad::Part(reason))?;
+        }
+        Ok(())
+    }
+
+    fn hand_over<E: From<ClusterError>, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>>(
+        &mut self,
+        index: usize,
+        chunks: &mut Chunks<E, C>,
+    ) -> Result<(), E> {
+        let part = &mut self.parts[index];
+        let (pictures, rows) = (part.pictures.clone(), part.rows.as_mut().map(std::mem::take));
+        for (row, seen) in rows.into_iter().flatten().zip(&self.images[pictures]) {
+            match chunks.add(row, seen) {
+                None => {}
+                Some(failure) => self.embedded.failures.push(failure),
+            }
+        }
+        chunks.commit_if_full()
+    }
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What is wrong with an answer.
+enum Bad {
+    /// The executor would never do better.
+    Executor(ClusterError),
+    /// It sees something else than this machine; another one, or a second look, may do.
+    Picture(ClusterError),
+    Part(String),
+}
+
+/// What an executor's picture is, beside the one that is here.
+enum Look {
+    Good,
+    /// It is not there any more, here as there: the reason of the failure.
+    Gone(String),
+    /// The executor sees another picture, or none: why.
+    Unlike(String),
+}
+
+/// Compares the bytes that an executor read with those that are here. Where they differ, this machine looks again: the file may have
+/// changed, or be gone, since it was first seen.
+///
+/// Of a new object no hash is known, and this machine does not fetch all of them to have one. It fetches the first that an executor
+/// answers for: that shows whether both mean the same store.
+fn look(row: &Row, seen: &Seen, trusted: bool) -> Look {
+    let is_known = !seen.sha256.is_empty();
+    match &row.sha256 {
+        Some(theirs) if *theirs == seen.sha256 => return Look::Good,
+        Some(_) if trusted && !is_known => return Look::Good,
+        _ => {}
+    }
+    let ours = match (hash(&seen.image.source), &seen.image.source) {
+        (Ok(ours), _) => ours,
+        // What stands at its place in an archive that has changed is not this picture.
+        (Err(error), Source::Member { .. }) => return Look::Gone(error.to_string()),
+        (Err(_), _) => return Look::Good,
+    };
+    match &row.sha256 {
+        None => Look::Unlike(row.reason.clone().unwrap_or_default()),
+        Some(theirs) if *theirs == ours || (is_known && ours != seen.sha256) => Look::Good,
+        Some(theirs) => Look::Unlike(format!("it is of sha256 {theirs} there, and {ours} here")),
+    }
+}
+
+fn hash(source: &Source) -> std::io::Result<String> {
+    let mut hash = Sha256::new();
+    std::io::copy(&mut source.open()?, &mut hash)?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+/// Rows on their way to the table.
+struct Chunks<E, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>> {
+    rule: ChunkRule,
+    size: usize,
+    open: EmbeddingBatch,
+    /// What computed the open rows.
+    runtimes: BTreeSet<String>,
+    opened: Instant,
+    handed_over: usize,
+    commit: C,
+}
+
+impl<E, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>> Chunks<E, C> {
+    fn new(rule: ChunkRule, dim: usize, commit: C) -> Chunks<E, C> {
+        let open = EmbeddingBatch { dim, ..EmbeddingBatch::default() };
+        let opened = Instant::now();
+        Chunks { rule, size: rule.first, open, runtimes: BTreeSet::new(), opened, handed_over: 0, commit }
+    }
+
+    /// Keeps a row; gives it back where it is a failure.
+    fn add(&mut self, row: Row, seen: &Seen) -> Option<Failure> {
+        let image = &seen.image;
+        if let Some(stage) = row.stage {
+            let (kind, reason) = (row.kind.unwrap_or_default(), row.reason.unwrap_or_default());
+            return Some(Failure { path: image.id.clone(), split: image.split, stage, kind, reason });
+        }
+        if self.open.is_empty() {
+            self.opened = Instant::now();
+        }
+        self.open.pictures.push(Picture {
+            id: image.id.clone(),
+            split: image.split,
+            label: image.label.clone(),
+            sha256: row.sha256.unwrap_or_default(),
+            pixel_sha256: row.pixel_sha256.unwrap_or_default(),
+            dhash: row.dhash.unwrap_or_default(),
+            width: row.width.unwrap_or_default(),
+            height: row.height.unwrap_or_default(),
+            format: row.format.unwrap_or_default(),
+        });
+        self.open.vectors.extend(row.embedding.unwrap_or_default());
+        self.open.norms.push(row.norm.unwrap_or_default());
+        self.runtimes.insert(row.runtime);
+        None
+    }
+
+    fn commit_if_full(&mut self) -> Result<(), E> {
+        if self.open.is_empty() || (self.open.len() < self.size && self.opened.elapsed() < self.rule.age) {
+            return Ok(());
+        }
+        self.hand_over()?;
+        self.size = (self.size * 2).min(self.rule.most);
+        Ok(())
+    }
+
+    fn hand_over(&mut self) -> Result<(), E> {
+        let dim = self.open.dim;
+        let chunk = std::mem::replace(&mut self.open, EmbeddingBatch { dim, ..EmbeddingBatch::default() });
+        let runtimes: Vec<String> = std::mem::take(&mut self.runtimes).into_iter().collect();
+        self.handed_over += chunk.len();
+        (self.commit)(chunk, &runtimes.join("; "))
+    }
+
+    /// Hands over what is left; gives the number of all.
+    fn finish(mut self) -> Result<usize, E> {
+        if !self.open.is_empty() {
+            self.hand_over()?;
+        }
+        Ok(self.handed_over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::scan::{ImageRef, Split, sha256_hex};
+
+    fn seen(source: Source, sha256: &str) -> Seen {
+        let image = ImageRef { id: "1.png".to_owned(), split: Split::Gallery, label: None, source };
+        Seen { image, sha256: sha256.to_owned() }
+    }
+
+    fn answer(sha256: Option<&str>) -> Row {
+        let row = Row::failed("a:1", "decode", "damaged", "its reason".to_owned());
+        Row { sha256: sha256.map(str::to_owned), ..row }
+    }
+
+    #[test]
+    fn bytes_are_looked_at_again_where_an_executor_read_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("1.png");
+        std::fs::write(&path, "now").expect("writable");
+        let (now, before) = (sha256_hex(b"now"), sha256_hex(b"before"));
+        let file = || Source::File(path.clone());
+        let is_good = |row: &Row, seen: &Seen| matches!(look(row, seen, false), Look::Good);
+        assert!(is_good(&answer(Some(&now)), &seen(file(), &now)));
+        assert!(
+            is_good(&answer(Some(&before)), &seen(file(), &before)),
+            "what was hashed is what was embedded"
+        );
+        assert!(is_good(&answer(Some(&now)), &seen(file(), &before)), "it changed in between");
+        assert!(is_good(&answer(Some("others")), &seen(file(), &before)), "and once more");
+        for sha256 in [Some("others"), None] {
+            let looked = look(&answer(sha256), &seen(file(), &now), true);
+            assert!(matches!(looked, Look::Unlike(_)), "{sha256:?} there, and it is whole here");
+        }
+        let gone = seen(Source::File(folder.path().join("gone")), &now);
+        assert!(is_good(&answer(None), &gone), "the executor's reason is ours");
+        // Of an archive that is not what it was, the bytes at a place are not the picture's.
+        let member = Source::from_text("tar:0:3:/nowhere/a.tar").expect("a member");
+        assert!(matches!(look(&answer(Some("others")), &seen(member, &now), true), Look::Gone(_)));
+    }
+
+    #[test]
+    fn a_picture_without_a_hash_is_read_here_once_for_each_executor() {
+        let bytes = |text: &str| seen(Source::Fetched(text.to_owned().into()), "");
+        let (ours, others) = (sha256_hex(b"ours"), sha256_hex(b"others"));
+        assert!(matches!(look(&answer(Some(&ours)), &bytes("ours"), false), Look::Good));
+        assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), false), Look::Unlike(_)));
+        assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), true), Look::Good));
+        assert!(matches!(look(&answer(None), &bytes("ours"), true), Look::Unlike(_)));
+    }
+}

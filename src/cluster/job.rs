@@ -1,0 +1,216 @@
+//! One query sent to a cluster, its answer, and how it is taken back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use ballista_core::execution_plans::DistributedQueryExec;
+use ballista_core::extension::SessionConfigExt;
+use ballista_core::serde::protobuf::scheduler_grpc_client::SchedulerGrpcClient;
+use ballista_core::serde::protobuf::{CancelJobParams, GetJobStatusParams};
+use datafusion::arrow::array::{AsArray, RecordBatch};
+use datafusion::arrow::datatypes::UInt64Type;
+use datafusion::error::Result;
+use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, ScalarUDF, col, lit};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion_proto::protobuf::LogicalPlanNode;
+use futures::TryStreamExt;
+use tokio::runtime::Runtime;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+use super::answer::{Row, from_array};
+use super::scheduler::MOST_BYTES;
+use super::tls::Tls;
+use super::udf::embed_image;
+use super::worker::Worker;
+use super::{ClusterConfig, ClusterError};
+
+/// To connect to a scheduler that is there.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Why a query has no answer.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The scheduler does not answer at all.
+    Away(String),
+    /// The query failed.
+    Failed(String),
+}
+
+/// A way to a cluster.
+pub struct Cluster {
+    url: String,
+    context: SessionContext,
+    function: Arc<ScalarUDF>,
+    tls: Option<Tls>,
+}
+
+/// A picture as it is asked for: its number, its location, its hash.
+pub type Wanted = (u64, String, String);
+
+impl Cluster {
+    /// Reads certificates; connects to nothing yet.
+    pub fn new(config: &ClusterConfig) -> std::result::Result<Cluster, ClusterError> {
+        let tls = config.tls.as_ref().map(Tls::read).transpose()?;
+        let mut session = SessionConfig::new_with_ballista()
+            // A part is one task.
+            .with_target_partitions(1)
+            .with_ballista_grpc_client_max_message_size(MOST_BYTES as usize)
+            .with_ballista_use_tls(tls.is_some())
+            // It asks how the query goes, again and again. Waiting to be told, it would not notice a scheduler that has died.
+            .set_bool("ballista.client.pull", true)
+            // Tries are ours.
+            .set_usize("ballista.client.io_retries_times", 1)
+            .set_usize("ballista.client.io_retry_wait_time_ms", 200);
+        if let Some(tls) = &tls {
+            session = session.with_ballista_override_create_grpc_client_endpoint(tls.client());
+        }
+        Ok(Cluster {
+            url: format!("http://{}:{}", config.host, config.port),
+            context: SessionContext::new_with_config(session),
+            function: Arc::new(embed_image(Arc::new(Worker::nowhere()))),
+            tls,
+        })
+    }
+
+    /// Sends a query for `wanted`, and waits for its answer: rows by their numbers. Dropping the future takes the query back.
+    pub async fn ask(
+        self: Arc<Cluster>,
+        wanted: Vec<Wanted>,
+        spec: Arc<str>,
+    ) -> std::result::Result<BTreeMap<u64, Row>, Trouble> {
+        let failed = |error: &dyn std::fmt::Display| error.to_string().replace('\n', " ");
+        let plan = query(&self.function, &wanted, &spec).map_err(|error| Trouble::Failed(failed(&error)))?;
+        let ballista = self.context.copied_config().ballista_config();
+        let session = self.context.session_id();
+        let query =
+            Arc::new(DistributedQueryExec::<LogicalPlanNode>::new(self.url.clone(), ballista, plan, session));
+        let taken_back = TakenBack { cluster: self.clone(), query: Some(query.clone()) };
+        let answer = async {
+            let batches: Vec<RecordBatch> = query.execute(0, self.context.task_ctx())?.try_collect().await?;
+            rows(&batches, wanted.len())
+        };
+        match answer.await {
+            Ok(rows) => {
+                taken_back.keep();
+                Ok(rows)
+            }
+            Err(error) => match connect(&self.url, self.tls.as_ref()).await {
+                Ok(_) => Err(Trouble::Failed(failed(&error))),
+                Err(reason) => Err(Trouble::Away(reason)),
+            },
+        }
+    }
+}
+
+/// A connection to the scheduler at `url`, which has answered a question, or why there is none.
+///
+/// The question is needed: that a port takes connections does not say who is there.
+pub async fn connect(
+    url: &str,
+    tls: Option<&Tls>,
+) -> std::result::Result<SchedulerGrpcClient<Channel>, String> {
+    let asked = async {
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| whole(&error))?;
+        let endpoint = match tls {
+            Some(tls) => tls.client()(endpoint).map_err(|error| whole(&*error))?,
+            None => endpoint,
+        };
+        let mut scheduler =
+            SchedulerGrpcClient::new(endpoint.connect().await.map_err(|error| whole(&error))?);
+        match scheduler.get_job_status(GetJobStatusParams { job_id: "none".to_owned() }).await {
+            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
+                Err(whole(&status))
+            }
+            _ => Ok(scheduler),
+        }
+    };
+    match tokio::time::timeout(CONNECT, asked).await {
+        Ok(asked) => asked,
+        Err(_) => Err(format!("no answer within {} s", CONNECT.as_secs())),
+    }
+}
+
+/// Takes a query back when nobody waits for it any more.
+struct TakenBack {
+    cluster: Arc<Cluster>,
+    query: Option<Arc<DistributedQueryExec<LogicalPlanNode>>>,
+}
+
+impl TakenBack {
+    fn keep(mut self) {
+        self.query = None;
+    }
+}
+
+impl Drop for TakenBack {
+    fn drop(&mut self) {
+        let Some(job) = self.query.take().and_then(|query| query.job_id()) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let cluster = self.cluster.clone();
+        runtime.spawn(async move {
+            // What cannot be taken back is computed for nothing; its answer is looked at by nobody.
+            if let Ok(mut scheduler) = connect(&cluster.url, cluster.tls.as_ref()).await {
+                let _ = scheduler.cancel_job(CancelJobParams { job_id: job.to_string() }).await;
+            }
+        });
+    }
+}
+
+/// `SELECT picture, embed_image(location, sha256, spec) FROM (VALUES …)`: the list travels in the query, so nothing but the
+/// pictures has to be on a disk that all machines see.
+pub fn query(function: &Arc<ScalarUDF>, wanted: &[Wanted], spec: &str) -> Result<LogicalPlan> {
+    let row = |(number, location, sha256): &Wanted| -> Vec<Expr> {
+        vec![lit(*number), lit(location.as_str()), lit(sha256.as_str())]
+    };
+    let answer = function.call(vec![col("column2"), col("column3"), lit(spec)]).alias("answer");
+    LogicalPlanBuilder::values(wanted.iter().map(row).collect())?
+        .project([col("column1").alias("picture"), answer])?
+        .build()
+}
+
+/// The rows of an answer by their numbers, each of which must be there once.
+pub fn rows(batches: &[RecordBatch], wanted: usize) -> Result<BTreeMap<u64, Row>> {
+    let mut rows = BTreeMap::new();
+    let mut count = 0;
+    for batch in batches {
+        let numbers = batch.column(0).as_primitive::<UInt64Type>().values();
+        count += numbers.len();
+        rows.extend(numbers.iter().copied().zip(from_array(batch.column(1))?));
+    }
+    match (count, rows.len()) {
+        (count, distinct) if count == wanted && distinct == wanted => Ok(rows),
+        (count, distinct) => {
+            datafusion::common::exec_err!(
+                "{count} rows ({distinct} different) were answered for {wanted} pictures"
+            )
+        }
+    }
+}
+
+/// An error with its causes: Tonic's say "transport error" alone.
+pub fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text += &format!(": {said}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The runtime of a scheduler or an executor.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // As in `pipeline::async_runtime`; Ballista's own programs take twice as much.
+        .thread_stack_size(32 << 20)
+        .build()
+        .context("cannot start threads for the cluster")
+}
