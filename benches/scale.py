@@ -35,7 +35,7 @@ class Cluster:
         return f"df://127.0.0.1:{self.port}"
 
     def start_scheduler(self):
-        self.start("scheduler", ["scheduler", "--port", str(self.port), "--executor-timeout", "5"], "scheduler at")
+        self.start("scheduler", ["scheduler", "--port", str(self.port), "--executor-timeout", "15"], "scheduler at")
 
     def start_executor(self, i):
         port = str(self.port + i)

@@ -35,9 +35,14 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub enum Trouble {
     /// The scheduler does not answer at all.
     Away(String),
+    /// All executors were lost while it ran.
+    Alone,
     /// The query failed.
     Failed(String),
 }
+
+/// What Ballista says then; it has no code for it.
+const ALONE: &str = "all executors were lost";
 
 /// A way to a cluster.
 pub struct Cluster {
@@ -98,6 +103,7 @@ impl Cluster {
                 Ok(rows)
             }
             Err(error) => match connect(&self.url, self.tls.as_ref()).await {
+                Ok(_) if error.to_string().contains(ALONE) => Err(Trouble::Alone),
                 Ok(_) => Err(Trouble::Failed(failed(&error))),
                 Err(reason) => Err(Trouble::Away(reason)),
             },
