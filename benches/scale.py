@@ -35,7 +35,7 @@ class Cluster:
         return f"df://127.0.0.1:{self.port}"
 
     def start_scheduler(self):
-        self.start("scheduler", ["scheduler", "--port", str(self.port), "--executor-timeout", "5"], "scheduler at")
+        self.start("scheduler", ["scheduler", "--port", str(self.port), "--executor-timeout", "15"], "scheduler at")
 
     def start_executor(self, i):
         port = str(self.port + i)
@@ -65,6 +65,8 @@ class Cluster:
 class Bench:
     def __init__(self, program, folder, count, card, port):
         self.program, self.folder, self.port, self.count = program, folder, port, count
+        # As by default, or so many that there are some for each executor.
+        self.part = min(256, max(1, count // 24))
         shutil.rmtree(folder, ignore_errors=True)
         for i in range(count):
             draw(folder / "gallery" / f"{i // 500:03}" / f"{i:06}.png", i)
@@ -79,6 +81,9 @@ class Bench:
         start = time.perf_counter()
         with open(self.folder / "log", "w") as log:
             return start, subprocess.Popen([self.program, "extract", str(self.pipeline), *changes], stdout=log, stderr=log)
+
+    def extract_on(self, cluster):
+        return self.extract(f'extract.on="{cluster.address}"', f"extract.part={self.part}")
 
     def ended(self, started):
         start, process = started
@@ -108,12 +113,12 @@ class Bench:
             yield f"one process, {threads} thread{'s' if threads > 1 else ''}", seconds, table == truth
         for number in executors:
             with Cluster(self.program, self.folder, self.port, number) as cluster:
-                seconds = self.ended(self.extract(f'extract.on="{cluster.address}"'))
+                seconds = self.ended(self.extract_on(cluster))
                 yield f"{number} executor{'s' if number > 1 else ''}, 1 thread each", seconds, self.table() == truth
         most = max(executors)
         for what, fault in FAULTS:
             with Cluster(self.program, self.folder, self.port, most) as cluster:
-                started = self.extract(f'extract.on="{cluster.address}"')
+                started = self.extract_on(cluster)
                 log = self.folder / "executor-1.log"
                 while "pictures in" not in log.read_text() and started[1].poll() is None:
                     time.sleep(0.01)
@@ -162,7 +167,7 @@ def main():
     differ = False
     for name, count, card in sets:
         bench = Bench(program, work / f"pictures-{count}", count, card, args.port)
-        print(f"\n| {name} | seconds | pictures/s | the same table |\n|---|---|---|---|", flush=True)
+        print(f"\n| {name}, parts of {bench.part} | seconds | pictures/s | the same table |\n|---|---|---|---|", flush=True)
         for what, seconds, same in bench.rows(args.executors):
             differ |= not same
             print(f"| {what} | {seconds:.1f} | {count / seconds:,.0f} | {'yes' if same else 'NO'} |", flush=True)

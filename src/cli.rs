@@ -232,8 +232,8 @@ pub enum Cluster {
         bind: IpAddr,
         #[arg(long, default_value_t = DEFAULT_PORT)]
         port: u16,
-        /// An executor that has said nothing for so many seconds is lost, and others get its tasks
-        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+        /// An executor that has said nothing for so many seconds is lost, and others get its tasks; at least 10, as a busy one says something every 5
+        #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(10..))]
         executor_timeout: u64,
         #[command(flatten)]
         tls: TlsArgs,

@@ -136,6 +136,7 @@ async fn greet(
                     }),
                 };
             }
+            Ok(Ok(Err(Trouble::Alone))) => return Err(none()),
             Ok(Ok(Err(Trouble::Away(reason) | Trouble::Failed(reason)))) => {
                 return Err(ClusterError::Scheduler { address: config.address(), reason });
             }
@@ -348,6 +349,13 @@ impl Work<'_> {
                 if since.elapsed() > PATIENCE {
                     return Err(ClusterError::Scheduler { address: config.address(), reason });
                 }
+                self.send_again(index, 2 * PAUSE);
+                return Ok(());
+            }
+            // Not the part's doing: it waits for others, as long as the limit allows.
+            Err(Trouble::Alone) => {
+                tracing::debug!("no executor of {} is left", config.address());
+                self.away_since = None;
                 self.send_again(index, 2 * PAUSE);
                 return Ok(());
             }

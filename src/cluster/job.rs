@@ -18,7 +18,6 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion_proto::protobuf::LogicalPlanNode;
 use futures::TryStreamExt;
 use tokio::runtime::Runtime;
-use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use super::answer::{Row, from_array};
@@ -36,9 +35,14 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub enum Trouble {
     /// The scheduler does not answer at all.
     Away(String),
+    /// All executors were lost while it ran.
+    Alone,
     /// The query failed.
     Failed(String),
 }
+
+/// What Ballista says then; it has no code for it.
+const ALONE: &str = "all executors were lost";
 
 /// A way to a cluster.
 pub struct Cluster {
@@ -99,6 +103,7 @@ impl Cluster {
                 Ok(rows)
             }
             Err(error) => match connect(&self.url, self.tls.as_ref()).await {
+                Ok(_) if error.to_string().contains(ALONE) => Err(Trouble::Alone),
                 Ok(_) => Err(Trouble::Failed(failed(&error))),
                 Err(reason) => Err(Trouble::Away(reason)),
             },
@@ -121,12 +126,10 @@ pub async fn connect(
         };
         let mut scheduler =
             SchedulerGrpcClient::new(endpoint.connect().await.map_err(|error| whole(&error))?);
-        match scheduler.get_job_status(GetJobStatusParams { job_id: "none".to_owned() }).await {
-            Err(status) if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled) => {
-                Err(whole(&status))
-            }
-            _ => Ok(scheduler),
-        }
+        // Of a job that it does not know a scheduler says so, which is no error.
+        let asked = scheduler.get_job_status(GetJobStatusParams { job_id: "none".to_owned() }).await;
+        asked.map_err(|status| whole(&status))?;
+        Ok(scheduler)
     };
     match tokio::time::timeout(CONNECT, asked).await {
         Ok(asked) => asked,

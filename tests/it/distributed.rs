@@ -87,7 +87,7 @@ struct How {
     all: Vec<String>,
     /// Arguments of executors.
     executor: Vec<String>,
-    /// Seconds after which the scheduler takes an executor for lost; 4 where none are given.
+    /// Seconds after which the scheduler takes an executor for lost; 10, the least, where none are given.
     timeout: Option<u64>,
     /// The folder that executors are started in.
     inside: Option<PathBuf>,
@@ -120,7 +120,7 @@ impl Cluster {
     }
 
     fn start_scheduler(&mut self) {
-        let (port, timeout) = (self.port.to_string(), self.how.timeout.unwrap_or(4).to_string());
+        let (port, timeout) = (self.port.to_string(), self.how.timeout.unwrap_or(10).to_string());
         let mut command = program();
         command.args(["cluster", "scheduler", "--port", &port, "--executor-timeout", &timeout]);
         command.args(&self.how.all);
