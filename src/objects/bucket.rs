@@ -110,9 +110,10 @@ impl Bucket {
         Ok(bucket)
     }
 
-    /// Why the bucket is no longer asked: a read failed for good, and not because the object is gone or not ours to read.
+    /// Why the bucket is no longer asked: a read failed for good, and not because the object is gone or not ours to read; or the run
+    /// was asked to end, and some bucket did not answer. What was not read then is no picture that went bad.
     pub fn trouble(&self) -> Option<String> {
-        locked(&self.trouble).clone()
+        locked(&self.trouble).clone().or_else(|| patience::over().map(str::to_owned))
     }
 
     fn note(&self, error: &object_store::Error) {

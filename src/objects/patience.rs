@@ -20,12 +20,14 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Set once a store took too long after the signal.
 static GIVEN_UP: AtomicBool = AtomicBool::new(false);
 
+/// Why nothing is waited for any more; nothing where it is.
+pub(super) fn over() -> Option<&'static str> {
+    GIVEN_UP.load(Ordering::Relaxed).then_some("the run was asked to end, and there was no answer")
+}
+
 /// Why there is no answer.
 pub(super) fn reason() -> &'static str {
-    match GIVEN_UP.load(Ordering::Relaxed) {
-        true => "the run was asked to end, and there was no answer",
-        false => "the request was broken off",
-    }
+    over().unwrap_or("the request was broken off")
 }
 
 /// What comes; nothing where its sender went away, or where the run was asked to end and it takes too long.
@@ -40,7 +42,7 @@ pub(super) fn answer<T>(receiver: &Receiver<T>) -> Option<T> {
         if interrupt::since().is_some_and(|since| since >= PATIENCE) && began.elapsed() >= MOMENT {
             GIVEN_UP.store(true, Ordering::Relaxed);
         }
-        if GIVEN_UP.load(Ordering::Relaxed) {
+        if over().is_some() {
             return None;
         }
     }
