@@ -4,6 +4,7 @@ use crate::cluster::ClusterError;
 use crate::config::ConfigError;
 use crate::engines::EngineError;
 use crate::exchange::ExchangeError;
+use crate::interrupt;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::models::ModelError;
@@ -55,16 +56,22 @@ impl Exit {
         error.chain().find_map(Exit::of_cause).unwrap_or(Exit::Infrastructure)
     }
 
+    /// Of an object store that does not answer: it is not waited for once the run was asked to end.
+    fn of_silence() -> Exit {
+        if interrupt::is_set() { Exit::Interrupted } else { Exit::Infrastructure }
+    }
+
     fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         match cause.downcast_ref::<ScanError>() {
-            Some(
-                ScanError::Vanished { .. } | ScanError::Changed { .. } | ScanError::ObjectsVanished { .. },
-            ) => return Some(Exit::Infrastructure),
+            Some(ScanError::Vanished { .. } | ScanError::Changed { .. }) => {
+                return Some(Exit::Infrastructure);
+            }
+            Some(ScanError::ObjectsVanished { .. }) => return Some(Exit::of_silence()),
             Some(ScanError::Object(error)) => return Exit::of_cause(error),
             _ => {}
         }
         if let Some(error) = cause.downcast_ref::<ObjectError>() {
-            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::of_silence() });
         }
         if cause.is::<ConfigError>()
             || cause.is::<UsageError>()

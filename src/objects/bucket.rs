@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::{as_io, short};
+use super::patience::{self, answer};
 use super::url::Scheme;
 use super::{ObjectError, ObjectUrl, credentials};
 
@@ -109,9 +110,10 @@ impl Bucket {
         Ok(bucket)
     }
 
-    /// Why the bucket is no longer asked: a read failed for good, and not because the object is gone or not ours to read.
+    /// Why the bucket is no longer asked: a read failed for good, and not because the object is gone or not ours to read; or the run
+    /// was asked to end, and some bucket did not answer. What was not read then is no picture that went bad.
     pub fn trouble(&self) -> Option<String> {
-        locked(&self.trouble).clone()
+        locked(&self.trouble).clone().or_else(|| patience::over().map(str::to_owned))
     }
 
     /// Asks all buckets again that are no longer asked: for a process that works for one run after another.
@@ -140,7 +142,7 @@ impl Bucket {
         &self,
         work: impl Future<Output = object_store::Result<T>> + Send + 'static,
     ) -> object_store::Result<T> {
-        self.begin(work).recv().unwrap_or_else(|_| Err(broken_off()))
+        answer(&self.begin(work)).unwrap_or_else(|| Err(broken_off()))
     }
 
     fn begin<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Receiver<T> {
@@ -201,9 +203,8 @@ impl Bucket {
     /// The bytes of an object. `size` where it is known, so that a large one is fetched in parts.
     pub fn read(self: &Arc<Self>, name: &str, size: Option<u64>) -> io::Result<Bytes> {
         let (bucket, name) = (self.clone(), name.to_owned());
-        self.begin(async move { bucket.fetch(&name, size).await })
-            .recv()
-            .unwrap_or_else(|_| Err(io::Error::other("broken off")))
+        let fetch = self.begin(async move { bucket.fetch(&name, size).await });
+        answer(&fetch).unwrap_or_else(|| Err(io::Error::other(patience::reason())))
     }
 
     /// The same, for the bucket's threads.
@@ -272,7 +273,7 @@ impl Bucket {
             let mut file = file;
             bucket.pieces(&url, Some(size), |piece| io::Write::write_all(&mut file, &piece)).await
         };
-        self.begin(fetch).recv().unwrap_or_else(|_| Err(io::Error::other("broken off")))
+        answer(&self.begin(fetch)).unwrap_or_else(|| Err(io::Error::other(patience::reason())))
     }
 
     /// Writes an object, over one that is there.
@@ -370,7 +371,7 @@ fn key(name: &str) -> Key {
 }
 
 fn broken_off() -> object_store::Error {
-    object_store::Error::Generic { store: "requests", source: "they were broken off".into() }
+    object_store::Error::Generic { store: "requests", source: patience::reason().into() }
 }
 
 fn settings(url: &ObjectUrl, error: &io::Error) -> ObjectError {
@@ -420,6 +421,6 @@ pub struct Early(Receiver<io::Result<(Bytes, OwnedSemaphorePermit)>>);
 impl Early {
     /// Waits for it. Its room is free again when the second value is dropped.
     pub fn take(self) -> io::Result<(Bytes, OwnedSemaphorePermit)> {
-        self.0.recv().unwrap_or_else(|_| Err(io::Error::other("broken off")))
+        answer(&self.0).unwrap_or_else(|| Err(io::Error::other(patience::reason())))
     }
 }

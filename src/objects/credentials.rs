@@ -16,6 +16,7 @@ use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 use super::url::Scheme;
 use super::{ObjectError, ObjectUrl};
 use crate::objects::error::short;
+use crate::text::visible;
 
 /// How often and how long a request is made again: 429, 5xx, and connections that fail. Half a minute or so where nobody
 /// answers: pauses are drawn at random, each from up to three times the one before.
@@ -67,6 +68,7 @@ fn s3(bucket: &str, url: &ObjectUrl) -> Result<AmazonS3Builder, ObjectError> {
     if !has(&builder, timeout) {
         builder = builder.with_config(timeout, TIMEOUT);
     }
+    check_endpoint(&builder).map_err(|reason| ObjectError::Settings { url: url.to_string(), reason })?;
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let profile = Profile::read(&variable);
     if !has(&builder, AmazonS3ConfigKey::AccessKeyId) && !has(&builder, AmazonS3ConfigKey::SecretAccessKey) {
@@ -76,6 +78,13 @@ fn s3(bucket: &str, url: &ObjectUrl) -> Result<AmazonS3Builder, ObjectError> {
                 if let Some(token) = &profile.token {
                     builder = builder.with_token(token);
                 }
+            }
+            None if !profile.is_known => {
+                let reason = format!(
+                    "AWS_PROFILE = {} names no profile of the AWS command line's files",
+                    visible(&variable("AWS_PROFILE").unwrap_or_default())
+                );
+                return Err(ObjectError::Denied { url: url.to_string(), reason });
             }
             // Nothing is left to ask, and an unsigned request would be refused with words about something else.
             None if is_true(variable("AWS_EC2_METADATA_DISABLED")) && !has_provider(&variable) => {
@@ -91,6 +100,28 @@ fn s3(bucket: &str, url: &ObjectUrl) -> Result<AmazonS3Builder, ObjectError> {
         builder = builder.with_region(region);
     }
     Ok(builder)
+}
+
+/// Whether the server's address can be one. It is not repeated in the reason: a password might be in it.
+fn check_endpoint(builder: &AmazonS3Builder) -> Result<(), String> {
+    let allows_http = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+    let allows_http = builder.get_config_value(&allows_http).is_some_and(|value| {
+        ["1", "true", "on", "yes", "y"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
+    });
+    let (general, special) = (AmazonS3ConfigKey::Endpoint, AmazonS3ConfigKey::S3Endpoint);
+    let special = builder.get_config_value(&special).map(|endpoint| ("AWS_ENDPOINT_URL_S3", endpoint));
+    let general = || builder.get_config_value(&general).map(|endpoint| ("AWS_ENDPOINT_URL", endpoint));
+    let Some((name, endpoint)) = special.or_else(general) else { return Ok(()) };
+    let endpoint = endpoint.to_ascii_lowercase();
+    if endpoint.starts_with("https://") || (endpoint.starts_with("http://") && allows_http) {
+        return Ok(());
+    }
+    Err(match endpoint.starts_with("http://") {
+        true => format!(
+            "{name} begins with http://, which is not encrypted; set AWS_ALLOW_HTTP=true where that is meant"
+        ),
+        false => format!("{name} needs http:// or https:// before the server's name"),
+    })
 }
 
 fn is_true(value: Option<String>) -> bool {
@@ -114,6 +145,8 @@ struct Profile {
     keys: Option<(String, String)>,
     token: Option<String>,
     region: Option<String>,
+    /// Whether the files have it; one that nobody named need not be there.
+    is_known: bool,
 }
 
 impl Profile {
@@ -126,7 +159,8 @@ impl Profile {
         };
         let credentials = file("AWS_SHARED_CREDENTIALS_FILE", "credentials").unwrap_or_default();
         let config = file("AWS_CONFIG_FILE", "config").unwrap_or_default();
-        Profile::of(&name, &credentials, &config)
+        let profile = Profile::of(&name, &credentials, &config);
+        Profile { is_known: profile.is_known || variable("AWS_PROFILE").is_none(), ..profile }
     }
 
     fn of(name: &str, credentials: &str, config: &str) -> Profile {
@@ -134,9 +168,10 @@ impl Profile {
         let mut values = section(config, &format!("profile {name}"));
         values.extend(section(config, name));
         values.extend(section(credentials, name));
+        let is_known = !values.is_empty();
         let mut take = |key: &str| values.remove(key).filter(|value| !value.is_empty());
         let keys = take("aws_access_key_id").zip(take("aws_secret_access_key"));
-        Profile { keys, token: take("aws_session_token"), region: take("region") }
+        Profile { keys, token: take("aws_session_token"), region: take("region"), is_known }
     }
 }
 
@@ -171,7 +206,32 @@ mod tests {
         let shop = Profile::of("shop", credentials, config);
         assert_eq!(shop.keys, Some(("d".to_owned(), "e".to_owned())));
         assert_eq!((shop.token.as_deref(), shop.region.as_deref()), (Some("f"), Some("eu-central-1")));
-        assert!(Profile::of("other", credentials, config).keys.is_none());
+        let other = Profile::of("other", credentials, config);
+        assert!(other.keys.is_none() && !other.is_known && shop.is_known);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_one_is_told_by_its_variable() {
+        let check = |key, endpoint: &str, http| {
+            let builder = AmazonS3Builder::new().with_config(key, endpoint).with_allow_http(http);
+            check_endpoint(&builder)
+        };
+        let general = || AmazonS3ConfigKey::Endpoint;
+        for (key, endpoint, http) in [
+            (general(), "https://s3.example.org", false),
+            (general(), "HTTP://127.0.0.1:9000", true),
+            (AmazonS3ConfigKey::S3Endpoint, "https://s3.example.org", false),
+        ] {
+            assert_eq!(check(key, endpoint, http), Ok(()), "{endpoint}");
+        }
+        for (key, endpoint, http, told) in [
+            (general(), "http://secret@127.0.0.1:9000", false, "set AWS_ALLOW_HTTP=true"),
+            (general(), "127.0.0.1:9000", true, "AWS_ENDPOINT_URL needs http:// or https://"),
+            (AmazonS3ConfigKey::S3Endpoint, "secret:9000", true, "AWS_ENDPOINT_URL_S3 needs"),
+        ] {
+            let reason = check(key, endpoint, http).expect_err(endpoint);
+            assert!(reason.contains(told) && !reason.contains("secret"), "{reason}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::bucket::{AT_A_TIME, PART};
+use super::patience::{self, answer};
 use super::{Bucket, ObjectUrl};
 
 /// MiB of objects that are in memory at a time.
@@ -30,8 +31,8 @@ pub fn hashes(wanted: Vec<(ObjectUrl, Option<u64>)>) -> Vec<io::Result<Option<St
         // Nobody may want them any more.
         let _ = send.send(hashes);
     });
-    let broken_off = |_| (0..count).map(|_| Err(io::Error::other("broken off"))).collect();
-    receive.recv().unwrap_or_else(broken_off)
+    let broken_off = || (0..count).map(|_| Err(io::Error::other(patience::reason()))).collect();
+    answer(&receive).unwrap_or_else(broken_off)
 }
 
 async fn hash(url: ObjectUrl, size: Option<u64>, room: Arc<Semaphore>) -> io::Result<Option<String>> {

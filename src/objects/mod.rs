@@ -11,11 +11,12 @@ mod bucket;
 mod credentials;
 mod error;
 mod hash;
+mod patience;
 mod upload;
 mod url;
 
 pub use bucket::{Ahead, Bucket, Early, Found};
 pub use error::ObjectError;
 pub use hash::hashes;
-pub use upload::upload_folder;
+pub use upload::{check_upload, upload_folder};
 pub use url::{ObjectUrl, is_url};

@@ -39,6 +39,23 @@ pub fn upload_folder(folder: &Path, to: &ObjectUrl) -> io::Result<Result<usize, 
     Ok(Ok(count))
 }
 
+/// Whether a folder could be sent there later, as far as that is known without writing: the bucket answers. Who may only write may
+/// not look, which is no reason against it.
+///
+/// # Errors
+/// No such bucket, no such credentials, no answer.
+pub fn check_upload(to: &ObjectUrl) -> Result<(), ObjectError> {
+    match Bucket::of(to)?.answers(to) {
+        Err(ObjectError::Denied { url, reason }) if reason.starts_with("AccessDenied") => {
+            tracing::warn!(
+                "{url} may not be listed ({reason}), so whether the report can be sent there shows at the end"
+            );
+            Ok(())
+        }
+        answer => answer,
+    }
+}
+
 /// What a browser must know to show a page rather than to save it.
 fn attributes(file: &Path) -> Attributes {
     let kind = match file.extension().and_then(|ending| ending.to_str()) {

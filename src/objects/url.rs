@@ -74,8 +74,13 @@ impl ObjectUrl {
                 scheme.name()
             ));
         }
-        let key = key.trim_matches('/');
-        Key::parse(key).map_err(|_| "its key has an empty part, or one that is `.` or `..`".to_owned())?;
+        let wrong = || "its key has an empty part, or one that is `.` or `..`".to_owned();
+        // One at the end means a folder; others are parts without a name.
+        let key = key.strip_suffix('/').unwrap_or(key);
+        if rest.ends_with("//") || key.starts_with('/') {
+            return Err(wrong());
+        }
+        Key::parse(key).map_err(|_| wrong())?;
         Ok(ObjectUrl { scheme, bucket: bucket.into(), key: key.to_owned() })
     }
 
@@ -116,6 +121,7 @@ mod tests {
         for (text, shown) in [
             ("s3://shop/photos/2024/", "s3://shop/photos/2024"),
             ("S3://shop", "s3://shop"),
+            ("s3://shop/", "s3://shop"),
             ("gs://shop-eu/a b/ü%20.jpg", "gs://shop-eu/a b/ü%20.jpg"),
             ("az://container/x", "az://container/x"),
         ] {
@@ -126,6 +132,9 @@ mod tests {
             ("s3:///x", "a bucket has a name"),
             ("s3://id:secret@shop/x", "credentials do not belong into a URL"),
             ("s3://shop/a//b", "an empty part"),
+            ("s3://shop//x", "an empty part"),
+            ("s3://shop/x//", "an empty part"),
+            ("s3://shop//", "an empty part"),
             ("s3://shop/a/../b", "`..`"),
         ] {
             let error = ObjectUrl::parse(text).expect_err(text);

@@ -27,7 +27,7 @@ use crate::lock::{LockError, TableLock, WorkLock};
 use crate::memory::{self, Ledger, Shares};
 use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
-use crate::objects::upload_folder;
+use crate::objects::{check_upload, upload_folder};
 use crate::setup;
 use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
@@ -64,6 +64,7 @@ pub fn run(config: &PipelineConfig) -> anyhow::Result<Exit> {
 /// Pictures → feature table → engines → measures → gate → report → what users search.
 fn run_all(config: &PipelineConfig, facts: &mut RunFacts) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
+    run.check_upload()?;
     let baseline = run.baseline()?;
     let engines = run.engines()?;
     let mut extracted = run.extract()?;
@@ -118,6 +119,7 @@ pub fn rollback(config: &PipelineConfig) -> anyhow::Result<Exit> {
 /// Engines → measures → gate → report, on what was extracted before.
 pub fn evaluate(config: &PipelineConfig) -> anyhow::Result<Exit> {
     let run = Run::start(config)?;
+    run.check_upload()?;
     let baseline = run.baseline()?;
     let mut extracted = run.last_extract()?;
     let mut served = run.measure(run.engines()?, &mut extracted.stages)?;
@@ -195,6 +197,10 @@ pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
         }
         None => format!("features       {} is not there yet", run.table()),
     });
+    run.check_upload()?;
+    if let Some(to) = &config.report.upload {
+        lines.push(format!("report         {to} answers"));
+    }
     for engine in &config.engines {
         let mut index = run.open_engine(engine)?;
         match index.as_server() {
@@ -365,6 +371,11 @@ impl<'a> Run<'a> {
 
     fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
+    }
+
+    /// Where the report goes is asked before there is one: a run is long.
+    fn check_upload(&self) -> anyhow::Result<()> {
+        Ok(self.config.report.upload.as_ref().map_or(Ok(()), check_upload)?)
     }
 
     pub fn report_dir(&self) -> PathBuf {

@@ -798,3 +798,168 @@ fn folders_of_splits_with_metadata_are_both_sides() {
     let source = Places { root: folder.path(), images: None }.sources(&["test/0.png"]).remove(0);
     assert_eq!(source, Some(Source::File(at("test/0.png"))));
 }
+
+#[test]
+fn a_class_that_is_a_link_is_not_lost_in_silence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.tar");
+    let file =
+        |name: &[u8], content: &[u8]| raw_member(EntryType::Regular, name, content.len() as u64, content);
+    let link = |kind, name: &[u8]| raw_member(kind, name, 0, b"");
+    raw_tar(
+        &path,
+        &[
+            file(b"1.png", &png(1)),
+            file(b"1.cls", b"cat"),
+            file(b"2.png", &png(2)),
+            link(EntryType::Link, b"2.cls"),
+            link(EntryType::Symlink, b"3.json"),
+            file(b"3.png", &png(3)),
+            // Where the class is known without it, a link says nothing.
+            file(b"4.cls", b"dog"),
+            file(b"4.png", &png(4)),
+            link(EntryType::Link, b"4.json"),
+            link(EntryType::Link, b"5.txt"),
+            file(b"5.png", &png(5)),
+        ],
+    );
+    let scanned = scan(&path).expect("pictures");
+    assert_eq!(found(&scanned), ["a.tar/1.png cat", "a.tar/4.png dog", "a.tar/5.png -"]);
+    assert_eq!(failed(&scanned), ["a.tar/2.png label", "a.tar/3.png label"]);
+    assert!(scanned.failures[0].reason.contains("2.cls is a link"), "{}", scanned.failures[0].reason);
+    let none = scan_with(&options(&path, LabelRule::None)).expect("pictures");
+    assert_eq!((none.images.len(), none.failures.len()), (5, 0), "nobody asks for classes");
+}
+
+#[test]
+fn rows_of_metadata_at_the_top_are_split_by_their_folders() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path();
+    let write = |rows: &[&str]| {
+        for row in rows {
+            let path = root.join(row);
+            std::fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
+            std::fs::write(path, png(1)).expect("writable");
+        }
+        let rows: String = rows.iter().map(|row| format!("{row},a caption\n")).collect();
+        std::fs::write(root.join("metadata.csv"), format!("file_name,text\n{rows}")).expect("writable");
+    };
+    let sides = |gallery: &Path, queries: Option<&Path>| -> Vec<String> {
+        let options = options(gallery, LabelRule::Folder);
+        let scanned = scan_with(&ScanOptions { queries: queries.map(Path::to_owned), ..options });
+        let scanned = scanned.expect("pictures");
+        let sides = scanned.images.iter().map(|image| image.split.name());
+        found(&scanned).into_iter().zip(sides).map(|(found, side)| format!("{side} {found}")).collect()
+    };
+    write(&["train/cat/0.png", "train/1.png", "test/2.png", "valid/3.png"]);
+    let both = ["gallery train/1.png -", "gallery train/cat/0.png cat", "query test/2.png -"];
+    assert_eq!(sides(root, Some(root)), both, "the folder of a split is no class");
+    assert_eq!(sides(root, None), both);
+    let skipped = scan(root).expect("pictures").skipped;
+    assert_eq!(skipped["rows of the validation split"], 1);
+    assert!(!skipped.contains_key("pictures that metadata does not list"), "{skipped:?}");
+    // For the queries alone.
+    let other = folder.path().join("other");
+    std::fs::create_dir(&other).expect("writable");
+    std::fs::write(other.join("0.png"), png(2)).expect("writable");
+    assert_eq!(sides(&other, Some(root)), ["gallery 0.png -", "query test/2.png -"]);
+
+    // One side alone; and a class that is called so.
+    write(&["test/2.png", "test/0.png"]);
+    let error = scan(root).expect_err("no gallery").to_string();
+    assert!(error.contains("rows of the other split"), "{error}");
+    write(&["train/0.png", "plane/1.png"]);
+    assert_eq!(sides(root, None), ["gallery plane/1.png plane", "gallery train/0.png train"]);
+
+    // What only looks like metadata does not make one input of two.
+    std::fs::write(root.join("metadata.csv"), "camera\nbox\n").expect("writable");
+    assert_eq!(sides(root, Some(root)).iter().filter(|row| row.starts_with("query")).count(), 8);
+}
+
+#[test]
+fn a_folder_of_a_split_gives_that_split_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    for split in ["train", "test", "validation"] {
+        std::fs::create_dir(at(split)).expect("writable");
+        std::fs::write(at(split).join("0.png"), png(1)).expect("writable");
+        let rows = format!("file_name,label\n0.png,{split}\nnone.png,x\n");
+        std::fs::write(at(split).join("metadata.csv"), rows).expect("writable");
+    }
+    let with = |gallery: &Path, queries: &Path| {
+        let options = options(gallery, LabelRule::Folder);
+        let scanned =
+            scan_with(&ScanOptions { queries: Some(queries.to_owned()), ..options }).expect("pictures");
+        (found(&scanned), failed(&scanned))
+    };
+    let (images, failures) = with(folder.path(), &at("validation"));
+    assert_eq!(images, ["train/0.png train", "0.png validation"]);
+    assert_eq!(failures, ["train/none.png missing", "none.png missing"]);
+    let (images, _) = with(&at("validation"), folder.path());
+    assert_eq!(images, ["0.png validation", "test/0.png test"]);
+}
+
+#[test]
+fn ids_of_a_coco_file_must_mean_one_thing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("all.json");
+    for name in ["a.png", "b.png"] {
+        std::fs::write(folder.path().join(name), png(1)).expect("writable");
+    }
+    let scanned = |ids: [Value; 2], categories: Value, of: Value, rule: LabelRule| {
+        let [first, second] = ids;
+        let images = json!([{ "id": first, "file_name": "a.png" }, { "id": second, "file_name": "b.png" }]);
+        let annotations = json!([{ "image_id": of, "category_id": 1, "area": 5 }]);
+        let coco = json!({ "images": images, "annotations": annotations, "categories": categories });
+        // As some editors write it.
+        std::fs::write(&file, format!("\u{feff}{coco}")).expect("writable");
+        scan_with(&options(&file, rule)).map_err(|error| error.to_string())
+    };
+    let cat = || json!([{ "id": 1, "name": "cat" }]);
+    let (rule, none) = (LabelRule::Folder, LabelRule::None);
+    let good = scanned([json!(1), json!(2)], cat(), json!(1), rule.clone()).expect("pictures");
+    assert_eq!(found(&good), ["a.png cat", "b.png -"]);
+    let told = |result: Result<Scan, String>, told: &str| {
+        let error = result.expect_err(told);
+        assert!(error.contains(told) && error.contains("all.json"), "{error}");
+    };
+    told(scanned([json!(7), json!(7)], cat(), json!(7), rule.clone()), "the id 7: a.png and b.png");
+    let two = json!([{ "id": 1, "name": "cat" }, { "id": 1, "name": "dog" }]);
+    told(scanned([json!(1), json!(2)], two, json!(1), rule.clone()), "the id 1: cat and dog");
+    told(
+        scanned([json!("1"), json!("2")], cat(), json!(1), rule),
+        "image_id 1 and category_id 1, the first picture",
+    );
+    assert!(scanned([json!("1"), json!("2")], cat(), json!(1), none).is_ok(), "classes are not asked for");
+}
+
+#[test]
+fn lines_of_json_are_text_and_what_is_wrong_is_told_by_its_place() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("list.jsonl");
+    for name in ["1.png", "2.png"] {
+        std::fs::write(folder.path().join(name), png(1)).expect("writable");
+    }
+    let scanned = |text: &str| {
+        std::fs::write(&file, text).expect("writable");
+        scan(&file).map_err(|error| error.to_string())
+    };
+    let mixed = "\u{feff}{\"path\": \"1.png\", \"label\": 7, \"x\": [1]}\n{\"path\": \"2.png\", \"label\": \"b\", \"x\": 1}\n";
+    assert_eq!(found(&scanned(mixed).expect("pictures")), ["1.png 7", "2.png b"]);
+    let nested = scanned("{\"path\": \"1.png\", \"label\": 7}\n{\"path\": \"2.png\", \"label\": [7]}\n");
+    let error = nested.expect_err("a list");
+    assert!(error.contains("row 2: `label` is neither a text nor a number"), "{error}");
+    let error = scanned("{\"path\": \"1.png\"}\n\n{\"path\": \"2.png\"\n").expect_err("broken");
+    assert!(error.contains("list.jsonl") && error.contains("line "), "{error}");
+}
+
+#[test]
+fn metadata_in_another_spelling_is_warned_of() {
+    let shop = Shop::new();
+    shop.picture("gallery/ant/1.png", 1);
+    shop.pipeline(&format!("[input]\ngallery = 'gallery'\n{MODEL}"));
+    for header in ["File_Name,label", "file_name;label"] {
+        std::fs::write(shop.path("gallery/metadata.csv"), format!("{header}\n")).expect("writable");
+        shop.imagedex("extract").exits(0).complains("WARN").complains("is read without it");
+    }
+}

@@ -722,3 +722,128 @@ fn a_store_without_conditional_writes_holds_no_table() {
         .complains("writes over objects although it is asked not to");
     assert!(store.bucket.list("table").is_empty());
 }
+
+#[test]
+fn a_bucket_that_a_manifest_names_and_that_is_gone_has_lost_no_pictures() {
+    let store = Store::new("lists-gone", "");
+    let gone = S3Node::shared().bucket("gone");
+    let mut rows = "path,label\nphotos/gallery/ant/3.png,a\n".to_owned();
+    for seed in 1..=3 {
+        store.shop.picture(&format!("gone/{seed}.png"), 40 + seed);
+        rows += &format!("s3://gone/g/{seed}.png,b\n");
+    }
+    gone.put_folder(&store.shop.path("gone"), "g");
+    store.bucket.put("list.csv", rows);
+    let limits = "outside = true\nmax_failures = '100%'\nmax_deleted = '100%'\n";
+    store.pipeline(&format!("[input]\ngallery = '$bucket/list.csv'\n{limits}"));
+    store.imagedex(&["extract", "shop.toml"]).exits(0);
+    let before = store.rows("features");
+    assert_eq!(before.pictures.len(), 4);
+
+    // One object is gone: that is a deletion.
+    gone.remove("g/3.png");
+    store.imagedex(&["extract", "shop.toml"]).exits(0);
+    store.has_books(0, 3, 3);
+    let before = store.rows("features");
+    // All are, with their bucket: that is none, whether or not another bucket answers.
+    gone.remove("g/1.png");
+    gone.remove("g/2.png");
+    raw("DELETE /gone HTTP/1.1");
+    let told = "gallery: s3://gone/g stopped answering while its pictures were read";
+    store.imagedex(&["extract", "shop.toml"]).exits(4).complains(told).complains("NoSuchBucket");
+    assert_eq!(store.rows("features"), before);
+    store.bucket.put("list.csv", "path,label\ns3://gone/g/1.png,b\n");
+    store.imagedex(&["extract", "shop.toml"]).exits(4).complains(told);
+    assert_eq!(store.rows("features"), before);
+}
+
+/// A request as it is, without a body, to the test server.
+fn raw(request: &str) {
+    let mut connection = std::net::TcpStream::connect(("127.0.0.1", S3Node::shared().port())).unwrap();
+    let request = format!("{request}\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    std::io::Write::write_all(&mut connection, request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut connection, &mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+}
+
+#[test]
+fn a_run_that_is_asked_to_end_does_not_wait_for_a_store_that_hangs() {
+    let store = Store::new("hangs", "");
+    // The listing; and the pictures, when they are fetched to be embedded.
+    for hanging in ["list-type", ".png"] {
+        let proxy = Proxy::before(S3Node::shared().port(), move |asked| {
+            if asked.path.contains(hanging) { Fault::Delay(Duration::from_secs(3_600)) } else { Fault::Pass }
+        });
+        let mut run = command(&proxy.url(), &store.args(&["extract", "shop.toml"]));
+        // Its own limit would end it otherwise, with another code.
+        run.env("AWS_TIMEOUT", "40 seconds").stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut run = run.spawn().unwrap();
+        while proxy.spoilt() == 0 {
+            assert!(run.try_wait().unwrap().is_none(), "it ended before the request came");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap().success());
+        said(run.wait_with_output().unwrap()).exits(130);
+    }
+    store.imagedex(&["extract", "shop.toml"]).exits(0);
+    store.has_books(8, 0, 8);
+}
+
+#[test]
+fn settings_that_cannot_work_are_told_by_their_names() {
+    let store = Store::new("settings", "");
+    let args = store.args(&["extract", "shop.toml"]);
+    let server = format!("127.0.0.1:{}", S3Node::shared().port());
+    let mut without = command(&format!("http://{server}"), &args);
+    said(without.env_remove("AWS_ALLOW_HTTP").output().unwrap())
+        .exits(2)
+        .complains("set AWS_ALLOW_HTTP=true");
+    imagedex_at(&server, &args).exits(2).complains("AWS_ENDPOINT_URL needs http:// or https://");
+    let mut profile = command(&format!("http://{server}"), &args);
+    profile.env_remove("AWS_ACCESS_KEY_ID").env_remove("AWS_SECRET_ACCESS_KEY").env("AWS_PROFILE", "nobody");
+    profile.env("HOME", store.shop.path("home"));
+    said(profile.output().unwrap()).exits(2).complains("AWS_PROFILE = nobody names no profile");
+    for (key, text) in [("features", "table"), ("report", "upload")] {
+        store.pipeline(&format!(
+            "[input]\ngallery = '$bucket/photos/gallery'\n[{key}]\n{text} = '$bucket//x'\n"
+        ));
+        let told = format!("{key}.{text}: its key has an empty part");
+        store.imagedex(&["extract", "shop.toml"]).exits(2).complains(&told);
+    }
+}
+
+#[test]
+fn where_the_report_goes_is_asked_before_anything_is_done() {
+    let store = Store::new("report-gone", "[report]\nupload = 's3://no-such-bucket/reports'\n");
+    for command in ["run", "doctor"] {
+        store
+            .imagedex(&[command, "shop.toml"])
+            .exits(2)
+            .complains("s3://no-such-bucket/reports is not there")
+            .complains("NoSuchBucket");
+    }
+    assert!(!store.shop.path("runs/shop/features/_delta_log").exists(), "nothing was embedded");
+    // Who may write there may not be one who may look.
+    let denied = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>";
+    let proxy = Proxy::before(S3Node::shared().port(), move |asked| {
+        let is_listing = asked.method == "GET" && asked.path.contains("list-type");
+        if is_listing && asked.path.contains("reports") { Fault::Answer(403, denied) } else { Fault::Pass }
+    });
+    let text = "[input]\ngallery = '$bucket/photos/gallery'\n[report]\nupload = '$bucket/reports'\n";
+    store.pipeline(text);
+    store.through(&proxy, &["run", "shop.toml"]).exits(0).complains("may not be listed");
+    assert!(store.bucket.list("reports").contains(&"reports/report.html".to_owned()));
+    store.imagedex(&["doctor", "shop.toml"]).exits(0).says("s3://report-gone/reports answers");
+}
+
+#[test]
+fn a_slash_at_its_end_makes_a_folder_of_any_name() {
+    let store = Store::new("slashes", "");
+    for folder in ["x.tar", "x.json", "x.csv"] {
+        store.bucket.put_folder(&store.shop.path("gallery"), folder);
+        store.pipeline(&format!("name = 'slashes'\n[input]\ngallery = '$bucket/{folder}/'\n"));
+        store.imagedex(&["extract", "shop.toml"]).exits(0);
+        assert_eq!(rows_of(&store.shop.path("runs/slashes/features")).len(), 6, "{folder}");
+    }
+}

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use serde::de::{Deserializer, Visitor};
 
 use super::manifest::{Objects, Place};
 use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Split};
+use crate::text::visible;
 
 /// Whether a file is taken for one, by its ending.
 pub(super) fn is_coco(path: &Path) -> bool {
@@ -88,6 +89,15 @@ enum Number {
     Text(String),
 }
 
+impl fmt::Display for Number {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Number::Whole(number) => write!(f, "{number}"),
+            Number::Text(text) => write!(f, "\"{}\"", visible(text)),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Number {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
         struct Either;
@@ -125,21 +135,28 @@ pub(super) fn scan(
 ) -> Result<(), ScanError> {
     let wrong = |reason: String| ScanError::Manifest { path: file.to_owned(), reason };
     let what = "a COCO file is an object with `images`, `annotations` and `categories`";
-    let opened = File::open(file).map_err(|error| wrong(error.to_string()))?;
-    let coco: Coco = serde_json::from_reader(BufReader::with_capacity(1 << 20, opened))
-        .map_err(|error| wrong(format!("{error}; {what}")))?;
+    let opened = open_json(file).map_err(|error| wrong(error.to_string()))?;
+    let coco: Coco = serde_json::from_reader(opened).map_err(|error| wrong(format!("{error}; {what}")))?;
     let (Some(images), Some(annotations), Some(categories)) =
         (coco.images, coco.annotations, coco.categories)
     else {
         return Err(wrong(format!("it lacks one of them: {what}")));
     };
+    // Whether categories are classes.
+    let decides = matches!(options.label, LabelRule::Folder | LabelRule::Column(_));
     let classes = classes(&categories, &options.label).map_err(|column| ScanError::NoColumn {
         what: split.input(),
         path: file.to_owned(),
         column,
         found: "found: name, supercategory".to_owned(),
     })?;
+    check_ids(&images, &categories).map_err(wrong)?;
     let of_images = main_categories(&images, &annotations, &categories, scan);
+    if let Some(first) = annotations.first().filter(|_| decides && !images.is_empty())
+        && of_images.iter().all(Option::is_none)
+    {
+        return Err(wrong(no_match(first, &images, &categories)));
+    }
     drop(annotations);
     let folder = folder(file, options.images.as_deref());
     let place = Place::of(&folder, options, "COCO file").map_err(|error| wrong(error.to_string()))?;
@@ -166,13 +183,68 @@ pub(super) fn scan(
         }
     }
     objects.find(scan)?;
-    if several > 0 && matches!(options.label, LabelRule::Folder | LabelRule::Column(_)) {
+    if several > 0 && decides {
         tracing::info!(
             "{}: {several} pictures have regions of several categories; their class is the one that covers the most",
             file.display()
         );
     }
     Ok(())
+}
+
+/// A JSON file, or lines of JSON, without the mark of byte order that some editors put before them.
+pub(super) fn open_json(file: &Path) -> io::Result<BufReader<File>> {
+    let mut reader = BufReader::with_capacity(1 << 20, File::open(file)?);
+    if reader.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+        reader.consume(3);
+    }
+    Ok(reader)
+}
+
+/// Errors: an id that two pictures have, or two categories, so that nobody can say which of them a region means. The same one
+/// named twice is one.
+fn check_ids(images: &[Image], categories: &[Category]) -> Result<(), String> {
+    fn twice<'a>(items: impl Iterator<Item = (&'a Number, &'a Option<String>)>) -> Option<[String; 3]> {
+        let mut first: HashMap<&Number, &Option<String>> = HashMap::new();
+        for (id, name) in items {
+            match first.insert(id, name) {
+                Some(other) if other != name => {
+                    return Some([id.to_string(), shown(other), shown(name)]);
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+    let shown = |[id, first, second]: [String; 3], kind: &str| {
+        format!(
+            "two {kind} have the id {id}: {first} and {second}; give each its own, in the annotations too"
+        )
+    };
+    if let Some(found) = twice(images.iter().map(|image| (&image.id, &image.file_name))) {
+        return Err(shown(found, "pictures"));
+    }
+    match twice(categories.iter().map(|category| (&category.id, &category.name))) {
+        Some(found) => Err(shown(found, "categories")),
+        None => Ok(()),
+    }
+}
+
+fn shown(name: &Option<String>) -> String {
+    name.as_deref().map_or("one without a name".to_owned(), visible)
+}
+
+/// What is wrong where not one region is that of a picture and a category.
+fn no_match(region: &Annotation, images: &[Image], categories: &[Category]) -> String {
+    let first = |id: Option<&Number>| id.map_or("none".to_owned(), ToString::to_string);
+    format!(
+        "no annotation names a picture and a category of the file: the first has image_id {} and category_id {}, the first picture has \
+         the id {}, the first category {}; ids must be the same, a number is not a text (input.label = \"none\" goes without classes)",
+        region.image_id,
+        first(region.category_id.as_ref()),
+        first(images.first().map(|image| &image.id)),
+        first(categories.first().map(|category| &category.id)),
+    )
 }
 
 /// The class that each category stands for. Errors: the column that no category has.
@@ -203,7 +275,7 @@ fn main_categories(
     categories: &[Category],
     scan: &mut Scan,
 ) -> Vec<Option<Main>> {
-    // Of two with one id the first is meant.
+    // Of one that is listed twice the first is meant.
     fn places<'a>(ids: impl DoubleEndedIterator<Item = (usize, &'a Number)>) -> HashMap<&'a Number, usize> {
         ids.rev().map(|(place, id)| (id, place)).collect()
     }
@@ -261,6 +333,25 @@ mod tests {
         let several = |category| Some(Main { category, of_several: true });
         assert_eq!(main, [several(1), several(0), None, None]);
         assert_eq!(scan.skipped["regions of unknown pictures or categories"], 2);
+    }
+
+    #[test]
+    fn an_id_means_one_picture_or_one_category() {
+        let check = |images: &str, categories: &str| {
+            let images: Vec<Image> = serde_json::from_str(images).expect("JSON");
+            let categories: Vec<Category> = serde_json::from_str(categories).expect("JSON");
+            check_ids(&images, &categories)
+        };
+        let (one, two) = (
+            r#"[{"id": 7, "file_name": "a"}, {"id": "7", "file_name": "b"}]"#,
+            r#"[{"id": 1, "name": "x"}]"#,
+        );
+        assert_eq!(check(one, two), Ok(()));
+        assert_eq!(check(r#"[{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "a"}]"#, two), Ok(()));
+        let twice = check(r#"[{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}]"#, two);
+        assert!(twice.is_err_and(|reason| reason.contains("two pictures have the id 7: a and b")));
+        let twice = check(one, r#"[{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]"#);
+        assert!(twice.is_err_and(|reason| reason.contains("two categories have the id 1: cat and dog")));
     }
 
     #[test]

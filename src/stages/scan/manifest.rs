@@ -23,24 +23,27 @@ use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::{DataType, Field, Schema};
 use datafusion::error::DataFusionError;
-use datafusion::prelude::{
-    CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
-};
+use datafusion::prelude::{CsvReadOptions, DataFrame, ParquetReadOptions, SessionConfig, SessionContext};
 use tempfile::TempDir;
 
 use super::find::leads_out;
 use super::source::Object;
-use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split};
+use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split, imagefolder, lines};
 use crate::objects::{Bucket, ObjectUrl, is_url};
 use crate::panics;
 
 /// Columns that name the picture, the first that is there.
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
 
-/// Whether `path` is a manifest, by its ending.
+/// Whether `path` is a manifest, by its ending. With a slash behind it, it is a folder of that name.
 pub fn is_manifest(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-    matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
+    !is_folder(path) && matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
+}
+
+/// Whether a path says, by a slash at its end, that it is a folder.
+pub(super) fn is_folder(path: &Path) -> bool {
+    path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
 /// What the names in a manifest count from: `images` if it is given, else its own folder, which may be one of an object store.
@@ -64,7 +67,9 @@ pub(super) async fn scan(
 ) -> Result<(), ScanError> {
     let folder = folder(manifest, options.images.as_deref());
     let columns = &PATH;
-    let rows = Rows { columns, folder: &folder, prefix: "", split: default, labelled_by_folders: false };
+    let (prefix, split) = ("", default);
+    let rows =
+        Rows { columns, folder: &folder, prefix, split, labelled_by_folders: false, split_by_folders: false };
     Table::open(manifest).await?.scan(&rows, options, scan).await
 }
 
@@ -80,6 +85,8 @@ pub(super) struct Rows<'a> {
     pub split: Split,
     /// Whether the folders in a name are its class where there is no column for it.
     pub labelled_by_folders: bool,
+    /// Whether folders of [splits](imagefolder) stand for them, where all rows lie in such, or rows lie in some of both sides.
+    pub split_by_folders: bool,
 }
 
 /// A table whose columns are known, and whose rows are not read yet.
@@ -87,6 +94,8 @@ pub(super) struct Table<'a> {
     path: &'a Path,
     frame: DataFrame,
     pub columns: Vec<String>,
+    /// Columns that hold more than a text or a number somewhere, and in which row first.
+    nested: BTreeMap<String, usize>,
     /// What is read of one in an object store; it goes with the table.
     _copy: Option<TempDir>,
 }
@@ -97,9 +106,9 @@ impl Table<'_> {
             Some(url) => copy(path, &url)?,
             None => (path.to_owned(), None),
         };
-        let frame = careful(path, async move { open(&file).await }).await?;
+        let (frame, nested) = careful(path, async move { open(&file).await }).await?;
         let columns = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
-        Ok(Table { path, frame, columns, _copy: copy })
+        Ok(Table { path, frame, columns, nested, _copy: copy })
     }
 
     pub(super) async fn scan(
@@ -108,9 +117,9 @@ impl Table<'_> {
         options: &ScanOptions,
         scan: &mut Scan,
     ) -> Result<(), ScanError> {
-        let Table { path: manifest, frame, columns, _copy } = self;
+        let Table { path: manifest, frame, columns, nested, _copy } = self;
         let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
-        let batches = careful(manifest, frame.collect()).await?;
+        let batches = careful(manifest, async move { frame.collect().await.map_err(told) }).await?;
         let find =
             |wanted: &[&str]| wanted.iter().find_map(|name| columns.iter().position(|found| found == name));
         let found = || format!("found: {}", columns.join(", "));
@@ -130,7 +139,22 @@ impl Table<'_> {
         };
         let split = find(&["split"]);
         let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
+        for used in [Some(path), label, split, is_query, is_gallery].into_iter().flatten() {
+            if let Some(row) = nested.get(&columns[used]) {
+                let column = &columns[used];
+                return Err(wrong(format!("row {row}: `{column}` is neither a text nor a number")));
+            }
+        }
         let place = Place::of(rows.folder, options, "manifest").map_err(|error| wrong(error.to_string()))?;
+        let are_splits = rows.split_by_folders && {
+            let mut folders = Vec::new();
+            for batch in &batches {
+                let paths = Column::new(batch, Some(path)).map_err(wrong)?;
+                let names = (0..batch.num_rows()).filter_map(|row| Some(place.name(paths.get(row)?)));
+                folders.extend(names.map(|name| imagefolder::split_folder(&name)));
+            }
+            imagefolder::are_splits(&folders)
+        };
         let mut objects = Objects::default();
         let mut number = 0;
         for batch in batches {
@@ -143,16 +167,23 @@ impl Table<'_> {
                     scan.fail(&format!("row {number}"), rows.split, "name", "the row names no picture");
                     continue;
                 };
-                let sides = match is_query.or(is_gallery) {
-                    Some(_) => flagged(&queries, &galleries, row),
-                    None => named(splits.get(row), rows.split).map(|split| vec![split]),
+                let name = place.name(path);
+                // Of its split, where its first folder stands for one.
+                let folder = are_splits.then(|| imagefolder::split_folder(&name)).flatten();
+                let sides = match (is_query.or(is_gallery), splits.get(row), folder) {
+                    (Some(_), _, _) => flagged(&queries, &galleries, row),
+                    (None, None, Some(None)) => {
+                        scan.skip(imagefolder::VALIDATION_ROWS);
+                        continue;
+                    }
+                    (None, None, Some(Some(split))) => Ok(vec![split]),
+                    (None, split, _) => named(split, rows.split).map(|split| vec![split]),
                 };
                 let sides = sides.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
                 if sides.is_empty() {
                     scan.skip("rows that are neither query nor gallery");
                 }
                 for split in sides {
-                    let name = place.name(path);
                     let id = if is_url(&name) { name.clone() } else { format!("{}{name}", rows.prefix) };
                     let listed = format!("row {number}");
                     match place.picture(path, &name, &listed) {
@@ -161,7 +192,11 @@ impl Table<'_> {
                             let label = match &options.label {
                                 _ if label.is_some() => labels.get(row).map(str::to_owned),
                                 rule @ LabelRule::Regex(_) => rule.label(&id),
-                                rule if rows.labelled_by_folders => rule.label(&name),
+                                // The folder of a split is no class.
+                                rule if rows.labelled_by_folders => match name.split_once('/') {
+                                    Some((_, name)) if folder.is_some() => rule.label(name),
+                                    _ => rule.label(&name),
+                                },
                                 _ => None,
                             };
                             objects.add(listed, ImageRef { id, split, label, source }, scan);
@@ -307,11 +342,20 @@ impl Objects {
     }
 
     /// Asks which of them are there.
+    ///
+    /// Errors: the store's own; a bucket that does not show what is in it where objects of it are missing. It answers for each that
+    /// there is none, too, where the whole bucket is gone.
     pub(super) fn find(self, scan: &mut Scan) -> Result<(), ScanError> {
         for rows in self.0.into_values() {
-            let Some((_, _, first)) = rows.first() else { continue };
-            let bucket = Bucket::of(&first.url)?;
+            let Some((_, image, first)) = rows.first() else { continue };
+            let (bucket, folder) = (Bucket::of(&first.url)?, first.url.folder());
             let found = bucket.look_up(rows.iter().map(|(_, _, object)| object.url.key.clone()).collect())?;
+            if found.contains(&None)
+                && let Err(error) = bucket.answers(&folder)
+            {
+                let (what, url) = (image.split.input(), folder.to_string());
+                return Err(ScanError::ObjectsVanished { what, url, reason: error.to_string() });
+            }
             for ((row, image, Object { url, .. }), found) in rows.into_iter().zip(found) {
                 match found {
                     Some(found) => {
@@ -346,41 +390,44 @@ fn copy(manifest: &Path, url: &ObjectUrl) -> Result<(PathBuf, Option<TempDir>), 
 /// In a task: a damaged Parquet file may make its reader panic.
 async fn careful<T: Send + 'static>(
     manifest: &Path,
-    work: impl Future<Output = datafusion::error::Result<T>> + Send + 'static,
+    work: impl Future<Output = Result<T, String>> + Send + 'static,
 ) -> Result<T, ScanError> {
     let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
     let done = tokio::spawn(work).await.map_err(|_| wrong(panics::DAMAGED.to_owned()))?;
-    // DataFusion's chain of errors ends in the one that names the row.
-    done.map_err(|error| wrong(error.strip_backtrace()))
+    done.map_err(wrong)
 }
 
-async fn open(manifest: &Path) -> datafusion::error::Result<DataFrame> {
+/// DataFusion's chain of errors ends in the one that names the row.
+fn told(error: DataFusionError) -> String {
+    error.strip_backtrace()
+}
+
+/// The table, and its columns that hold lists or objects, each with the first row that does.
+async fn open(manifest: &Path) -> Result<(DataFrame, BTreeMap<String, usize>), String> {
     // One partition: several would hand over their rows in the order in which they finish.
     let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
     // A URL, because DataFusion reads `*`, `?` and `[` in a plain path as a pattern.
-    let external = |error: std::io::Error| DataFusionError::External(Box::new(error));
-    let path = std::path::absolute(manifest).map_err(external)?;
+    let path = std::path::absolute(manifest).map_err(|error| error.to_string())?;
     let url =
         url::Url::from_file_path(&path).map(String::from).unwrap_or_else(|()| path.display().to_string());
     let ending = format!(".{}", manifest.extension().unwrap_or_default().to_string_lossy());
-    match ending.to_ascii_lowercase().as_str() {
+    let frame = match ending.to_ascii_lowercase().as_str() {
         ".csv" => {
-            let schema = header(manifest)?;
+            let schema = header(manifest).map_err(told)?;
             let options =
                 CsvReadOptions::new().file_extension(&ending).schema(&schema).newlines_in_values(true);
             context.read_csv(url, options).await
         }
         ".parquet" => {
-            footer_fits(manifest)?;
+            footer_fits(manifest).map_err(|error| error.to_string())?;
             context.read_parquet(url, ParquetReadOptions::default().file_extension(&ending)).await
         }
         _ => {
-            // All rows are looked at: a label may first turn up in a late one.
-            let options =
-                JsonReadOptions::default().file_extension(&ending).schema_infer_max_records(usize::MAX);
-            context.read_json(url, options).await
+            let lines::Lines { rows, nested } = lines::read(manifest)?;
+            return Ok((context.read_batch(rows).map_err(told)?, nested));
         }
-    }
+    };
+    Ok((frame.map_err(told)?, BTreeMap::new()))
 }
 
 /// A Parquet file ends with the length of its footer; the reader panics where that is more than the file (found by fuzzing).

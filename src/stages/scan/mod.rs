@@ -10,6 +10,7 @@ mod folder;
 mod folders;
 mod imagefolder;
 mod known;
+mod lines;
 mod manifest;
 mod objects;
 mod pattern;
@@ -193,12 +194,12 @@ impl Scan {
 pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
     let ScanOptions { gallery, queries, .. } = options;
     let mut scan = Scan::default();
-    scan_root("gallery", gallery, Split::Gallery, options, &mut scan).await?;
+    let gives_both = scan_root("gallery", gallery, Split::Gallery, options, &mut scan).await?;
     require("gallery", gallery, Split::Gallery, &scan, [0; 3])?;
     // One manifest may hold both sides, and is then read once.
     if let Some(queries) = queries {
         let before = scan.counts();
-        if !(queries == gallery && holds_both(queries)) {
+        if !(queries == gallery && gives_both) {
             scan_root("queries", queries, Split::Query, options, &mut scan).await?;
         }
         require("queries", queries, Split::Query, &scan, before)?;
@@ -266,20 +267,21 @@ pub fn holds_both(root: &Path) -> bool {
     is_manifest(root) || (ObjectUrl::of(root).is_none() && imagefolder::has_splits(root))
 }
 
-/// One input, all of one split but for rows that name theirs.
+/// One input, all of one split but for rows that name theirs: whether there could be such.
 async fn scan_root(
     what: &'static str,
     root: &Path,
     split: Split,
     options: &ScanOptions,
     scan: &mut Scan,
-) -> Result<(), ScanError> {
+) -> Result<bool, ScanError> {
     let kind = Root::of(root);
     if let Some(url) = ObjectUrl::of(root) {
-        return match kind {
-            Root::Manifest => manifest::scan(root, split, options, scan).await,
-            _ => objects::scan(&url, split, &options.label, scan).await,
-        };
+        match kind {
+            Root::Manifest => manifest::scan(root, split, options, scan).await?,
+            _ => objects::scan(&url, manifest::is_folder(root), split, &options.label, scan).await?,
+        }
+        return Ok(kind == Root::Manifest);
     }
     let unreadable = |reason| ScanError::Unreadable { what, path: root.to_owned(), reason };
     if kind == Root::Pattern {
@@ -288,27 +290,30 @@ async fn scan_root(
         for path in pattern::files(root).map_err(unreadable)? {
             shards.push(shard(what, &base, path)?);
         }
-        return webdataset::scan(&shards, split, &options.label, scan);
+        webdataset::scan(&shards, split, &options.label, scan)?;
+        return Ok(false);
     }
     let file = std::fs::metadata(root).map_err(unreadable)?;
     if file.is_dir() {
         std::fs::read_dir(root).map_err(unreadable)?;
         scan.folders.note(root, split)?;
-        return match imagefolder::scan(root, split, options, scan).await? {
-            true => Ok(()),
-            false => folder::scan(root, split, &options.label, scan),
-        };
+        let has_metadata = imagefolder::scan(root, split, options, scan).await?;
+        if !has_metadata {
+            folder::scan(root, split, &options.label, scan)?;
+        }
+        return Ok(has_metadata);
     }
     match kind {
-        _ if !file.is_file() => Err(ScanError::NotAFolder { what, path: root.to_owned() }),
-        Root::Manifest => manifest::scan(root, split, options, scan).await,
-        Root::Coco => coco::scan(root, split, options, scan),
+        _ if !file.is_file() => return Err(ScanError::NotAFolder { what, path: root.to_owned() }),
+        Root::Manifest => manifest::scan(root, split, options, scan).await?,
+        Root::Coco => coco::scan(root, split, options, scan)?,
         Root::Archive => {
             let shard = shard(what, root.parent().unwrap_or(Path::new("")), root.to_owned())?;
-            webdataset::scan(&[shard], split, &options.label, scan)
+            webdataset::scan(&[shard], split, &options.label, scan)?;
         }
-        _ => Err(ScanError::NotAFolder { what, path: root.to_owned() }),
+        _ => return Err(ScanError::NotAFolder { what, path: root.to_owned() }),
     }
+    Ok(kind == Root::Manifest)
 }
 
 /// A tar file that is named itself, or by a pattern; its pictures are called by its path below `base`.

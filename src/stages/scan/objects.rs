@@ -27,9 +27,10 @@ const METADATA: (&str, &str) = (
 
 /// Lists `root`. The whole listing is read before anything is made of it: half of one would look like deleted pictures.
 ///
-/// Errors: the store's own; a tar file, a COCO file or metadata, which a disk's folder would be read by.
+/// `is_folder`: whether it is one whatever its ending. Errors: the store's own; a tar file, a COCO file or metadata, which a disk's folder would be read by.
 pub(super) async fn scan(
     root: &ObjectUrl,
+    is_folder: bool,
     split: Split,
     rule: &LabelRule,
     scan: &mut Scan,
@@ -38,6 +39,8 @@ pub(super) async fn scan(
         Err(ScanError::NotInStores { what: split.input(), url: url.to_string(), found, remedy })
     };
     match Path::new(&root.key) {
+        // `a.tar/` is a folder of that name.
+        _ if is_folder => {}
         key if webdataset::is_archive(key) => return only_local(root, ARCHIVE),
         key if coco::is_coco(key) => return only_local(root, COCO),
         _ => {}

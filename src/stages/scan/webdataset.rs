@@ -119,9 +119,9 @@ struct Sample {
     key: String,
     /// Names, and where they lie.
     pictures: Vec<(String, Place)>,
-    /// What may hold the class: the member of that name, and the JSON object.
-    class: Option<(String, Place)>,
-    json: Option<(String, Place)>,
+    /// What may hold the class: the member of that name, and the JSON object. Without a place it is a link: the class is elsewhere.
+    class: Option<(String, Option<Place>)>,
+    json: Option<(String, Option<Place>)>,
 }
 
 /// First byte and length.
@@ -216,11 +216,17 @@ impl Input<'_> {
         if RAW.contains(&ending) {
             return self.scan.fail(&id, self.split, "unsupported", raw_reason(ending));
         }
-        if kind != Kind::File {
+        let wanted = match self.rule {
+            LabelRule::Folder => CLASS.contains(&endings.as_str()),
+            LabelRule::Column(column) => endings == column.to_ascii_lowercase(),
+            _ => false,
+        };
+        let is_read = matches!(self.rule, LabelRule::Folder | LabelRule::Column(_));
+        let is_json = is_read && endings == "json";
+        if kind != Kind::File && (is_picture || kind != Kind::Link || !(wanted || is_json)) {
             match (is_picture, kind) {
                 (true, Kind::Link) => {
-                    let reason = "a link in an archive is not followed; write the archive with \
-                                  tar --dereference --hard-dereference";
+                    let reason = format!("a link in an archive is not followed; {DEREFERENCE}");
                     self.scan.fail(&id, self.split, "link", reason);
                 }
                 (true, _) => self.scan.fail(&id, self.split, "not_a_file", "neither a file nor a folder"),
@@ -233,18 +239,13 @@ impl Input<'_> {
             let done = std::mem::replace(sample, Sample { key, ..Sample::default() });
             self.finish(shard, archive, members, done);
         }
-        let wanted = match self.rule {
-            LabelRule::Folder => CLASS.contains(&endings.as_str()),
-            LabelRule::Column(column) => endings == column.to_ascii_lowercase(),
-            _ => false,
-        };
-        let is_read = matches!(self.rule, LabelRule::Folder | LabelRule::Column(_));
+        let place = (kind == Kind::File).then_some((at, length));
         if is_picture {
             sample.pictures.push((name, (at, length)));
         } else if wanted && sample.class.is_none() {
-            sample.class = Some((name, (at, length)));
-        } else if is_read && endings == "json" && sample.json.is_none() {
-            sample.json = Some((name, (at, length)));
+            sample.class = Some((name, place));
+        } else if is_json && sample.json.is_none() {
+            sample.json = Some((name, place));
         } else {
             self.scan.skip(ending);
         }
@@ -287,11 +288,17 @@ const KEYS: [&str; 4] = ["label", "class", "cls", "category"];
 const LONGEST_CLASS: usize = 4 << 10;
 const LONGEST_JSON: usize = 1 << 20;
 
+/// What to do about links.
+const DEREFERENCE: &str = "write the archive with tar --dereference --hard-dereference";
+
 fn content(
     members: &Members,
-    (name, (at, length)): &(String, Place),
+    (name, place): &(String, Option<Place>),
     most: usize,
 ) -> Result<Vec<u8>, String> {
+    let Some((at, length)) = place else {
+        return Err(format!("{name} is a link, and not followed; {DEREFERENCE}"));
+    };
     match *length > most as u64 {
         true => {
             Err(format!("{name} is {length} bytes long, and a class or its JSON is not read beyond {most}"))
