@@ -218,6 +218,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             ZeroK()
             Failed { engine: s(), reason: s() }
             Usage(s())
+            Store(store())
             Locked(s())
             Interrupted()
         }
@@ -226,6 +227,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             NoQueries()
             NothingAsked("")
             ZeroK()
+            NotHeld()
             Dimensions { gallery: 1, queries: 2 }
             RepeatedId { id: s() }
             UnknownHit { engine: s(), id: s() }
