@@ -209,6 +209,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Usage(s())
             Locked(s())
             Interrupted()
+            Store(store())
         }
         EvaluateError {
             EmptyGallery()
