@@ -221,6 +221,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             Store(store())
             Locked(s())
             Interrupted()
+            Store(store())
         }
         EvaluateError {
             EmptyGallery()
