@@ -218,7 +218,6 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             ZeroK()
             Failed { engine: s(), reason: s() }
             Usage(s())
-            Store(store())
             Locked(s())
             Interrupted()
             Store(store())
