@@ -2,6 +2,7 @@
 
 mod files;
 mod original;
+mod plan;
 mod search;
 
 use std::io::Write;
@@ -32,6 +33,7 @@ pub fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Features(command) => files::features(&command),
         Command::Models(command) => files::models(&command),
         Command::Setup(args) => files::setup(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Index(args) => original::index(&args),
         Command::Retrieve(args) => original::retrieve(&args),
         Command::Completions { shell } => completions(shell),
