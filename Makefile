@@ -22,8 +22,8 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es bench-es-latency bench-es-sizing bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test torture soak grocery \
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-es-sizing bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ help: ## list these commands
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml
 
-test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations ## build, set up, run all tests
+test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 torture: test-tools setup setup-es setup-opensearch setup-openblas ## kill it 200 times and interrupt it 50 times, and all faults, in one table; half an hour (docs/reliability.md)
@@ -110,6 +110,9 @@ setup-browser: ## a headless Chromium in the cache, for the tests of the report 
 
 setup-operations: tools ## promtool and two schemas in the cache, for the tests of docs/operations; needs Debian's apt-get on x86_64
 	@tests/operations/setup.sh "$(IMAGEDEX_CACHE)/operations"
+
+setup-s3: tools ## an S3 server (moto) in the cache, for the tests of object stores
+	@$(call python-env,$(IMAGEDEX_CACHE)/s3-node,tests/s3-node/requirements.txt)
 
 setup-peers: tools ## a Python environment in the cache, with what benches/peers measures against
 	@$(call python-env,$(PEERS),benches/peers/requirements.txt)
@@ -230,17 +233,26 @@ bench-peers-limits: bench-peers-build ## rates of matrix products and memory of 
 
 BENCH := runs/bench-peers-es
 BENCH_PORT ?= 9299
-COUNT ?= 20000
+COUNT ?= 60000
 REPEATS ?= 5
+BENCH_HEAP ?= 4g
 
-# A fresh server, and features of the sample pictures drawn again: 20,000 documents, or COUNT=60000.
+# A fresh server with a heap of 4 GB (BENCH_HEAP), and features of the sample pictures drawn again: 60,000 documents, or COUNT.
 bench-peers-es: index setup-es setup-peers ## load Elasticsearch with imagedex and with elasticsearch-py, in turns; half an hour
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)
 	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
 	$(PEERS)/bin/python benches/peers/es_load.py vectors $(BENCH)/features.parquet $(BENCH)/vectors.parquet --count $(COUNT)
-	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
+	@ES_JAVA_OPTS="-Xms$(BENCH_HEAP) -Xmx$(BENCH_HEAP)" tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py compare $(BENCH)/vectors.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX) --repeats $(REPEATS); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+profile-load: index setup-es setup-peers ## where the time of a load into Elasticsearch goes, client and server (docs/elasticsearch.md)
+	@rm -rf $(BENCH) && mkdir -p $(BENCH)
+	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
+	$(PEERS)/bin/python benches/peers/es_load.py vectors $(BENCH)/features.parquet $(BENCH)/vectors.parquet --count $(COUNT)
+	@ES_JAVA_OPTS="-Xms$(BENCH_HEAP) -Xmx$(BENCH_HEAP)" tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
+	@. tests/es-node/jdk.sh; $(PEERS)/bin/python benches/peers/es_profile.py $(BENCH)/vectors.parquet --url http://localhost:$(BENCH_PORT) \
+		--imagedex $(IMAGEDEX) --node $(BENCH)/es-node --jdk "$$JAVA_HOME"; code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
 
 screenshots: index setup-browser ## the README's pictures of the report page, in docs/images
 	@mkdir -p docs/images
@@ -303,12 +315,14 @@ bench-evaluate: index setup-peers ## 10,000 queries (or QUERIES) in 60,000 pictu
 	$(IMAGEDEX) features export $(BENCH)/features.parquet pipelines/quickstart.toml
 	@$(PEERS)/bin/python benches/peers/evaluate.py $(BENCH)/features.parquet --imagedex $(IMAGEDEX) --queries $(QUERIES)
 
-# QUICK=1: 500 and 5,000 pictures, without a server and without VGG16.
+# QUICK=1: 500 and 5,000 pictures, without a server and without VGG16. ONLY=search: that command alone, at COUNTS pictures.
 MEMORY_PORT ?= 9499
 memory: setup setup-es setup-peers ## what each command takes, memory and time, at 1,000 to 100,000 pictures (docs/memory.md); QUICK=1: at 500 and 5,000
 	@rm -rf runs/memory
 ifdef QUICK
 	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --counts 500 5000
+else ifdef ONLY
+	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --counts $(or $(COUNTS),100000) --only $(ONLY)
 else
 	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/memory-es $(MEMORY_PORT)
 	@"$(PEERS)/bin/python" benches/memory.py runs/memory --imagedex "$(IMAGEDEX)" --url http://localhost:$(MEMORY_PORT) --vgg16 1000; \

@@ -94,8 +94,13 @@ fn images(photos: &Path, drawn: &Path) -> anyhow::Result<Vec<Seen>> {
             .save(drawn.join(format!("{number}.jpg")))?;
         }
     }
-    let options =
-        ScanOptions { gallery: folder.to_owned(), queries: None, label: LabelRule::None, outside: false };
+    let options = ScanOptions {
+        gallery: folder.to_owned(),
+        queries: None,
+        images: None,
+        label: LabelRule::None,
+        outside: false,
+    };
     let scan = tokio::runtime::Builder::new_current_thread().build()?.block_on(scan::scan(&options))?;
     let (mut seen, _) = scan::hash(scan.images, &AtomicBool::new(false));
     seen.truncate(PICTURES);

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$PWD/target/fuzzing
 targets=("$@")
-[ $# -gt 0 ] || targets=(decode manifest features pipeline report bulk_request bulk_answer)
+[ $# -gt 0 ] || targets=(decode manifest archive coco features pipeline report bulk_request bulk_answer)
 
 # libFuzzer, without its main: cargo fetches the source that fuzz/runtime pins.
 cargo fetch --quiet --locked --manifest-path fuzz/runtime/Cargo.toml

@@ -18,7 +18,7 @@ use imagedex::stages::embed::EmbeddingBatch;
 use imagedex::stages::evaluate::{self, EvaluateOptions, Mode};
 use imagedex::stages::preprocess;
 use imagedex::stages::report::{Exporter, Html, Junit, Markdown, Pictures, RunReport, Summary, Terminal};
-use imagedex::stages::scan::{self, LabelRule, ScanOptions, Source, Split};
+use imagedex::stages::scan::{self, LabelRule, Places, Scan, ScanOptions, Source, Split};
 use serde_json::json;
 
 /// One function to fuzz.
@@ -30,9 +30,11 @@ pub struct Target {
 }
 
 /// All of them. Two more, for Elasticsearch's requests and answers, are beside that code.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "decode", run: decode, seeds: pictures },
     Target { name: "manifest", run: manifest, seeds: manifests },
+    Target { name: "archive", run: archive, seeds: archives },
+    Target { name: "coco", run: coco, seeds: coco_files },
     Target { name: "features", run: features, seeds: feature_files },
     Target { name: "pipeline", run: pipeline, seeds: pipelines },
     Target { name: "report", run: report, seeds: labels },
@@ -95,22 +97,34 @@ fn file(bytes: &[u8], endings: &[&str]) -> Option<PathBuf> {
     Some(path)
 }
 
-/// A manifest leads to pictures below its folder or to none.
-fn manifest(bytes: &[u8]) {
+/// What a scan of a gallery finds, if anything: unique ids, in order.
+fn scanned(gallery: PathBuf, label: LabelRule) -> Option<Scan> {
     static RUNTIME: OnceLock<tokio::runtime::Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
     });
-    let Some(gallery) = file(bytes, &["csv", "jsonl", "parquet"]) else { return };
-    let options = ScanOptions { gallery, queries: None, label: LabelRule::None, outside: false };
-    let Ok(found) = runtime.block_on(scan::scan(&options)) else { return };
+    let options = ScanOptions { gallery, queries: None, images: None, label, outside: false };
+    let found = runtime.block_on(scan::scan(&options)).ok()?;
+    assert!(found.images.windows(2).all(|two| (two[0].split, &two[0].id) < (two[1].split, &two[1].id)));
+    Some(found)
+}
+
+/// All of them are files below the folder of lists.
+fn are_below(found: &Scan) {
     let lists = folder().join("lists").canonicalize().expect("a folder");
     for image in &found.images {
-        let Source::File(path) = &image.source;
+        let Source::File(path) = &image.source else { panic!("{} is no file", image.id) };
         let path = path.canonicalize().expect("it is there");
         assert!(path.starts_with(&lists), "{} leads to {}", image.id, path.display());
     }
-    assert!(found.images.windows(2).all(|two| (two[0].split, &two[0].id) < (two[1].split, &two[1].id)));
+}
+
+/// A manifest leads to pictures below its folder or to none.
+fn manifest(bytes: &[u8]) {
+    let Some(gallery) = file(bytes, &["csv", "jsonl", "parquet"]) else { return };
+    if let Some(found) = scanned(gallery, LabelRule::None) {
+        are_below(&found);
+    }
 }
 
 fn manifests() -> Vec<Vec<u8>> {
@@ -123,6 +137,89 @@ fn manifests() -> Vec<Vec<u8>> {
     let mut all: Vec<Vec<u8>> = texts.map(<[u8]>::to_vec).into();
     all.push([b"\x02".as_slice(), &parquet(&["in.png", "../outside.png"])].concat());
     all
+}
+
+/// Each picture of a tar file lies in it, can be read, and is found again by its id.
+fn archive(bytes: &[u8]) {
+    let Some(gallery) = file(bytes, &["tar"]) else { return };
+    let rules = [LabelRule::Folder, LabelRule::Column("label".to_owned())];
+    for found in rules.into_iter().filter_map(|rule| scanned(gallery.clone(), rule)) {
+        let ids: Vec<&str> = found.images.iter().map(|image| image.id.as_str()).collect();
+        let again = Places { root: &gallery, images: None }.sources(&ids);
+        for (image, again) in found.images.iter().zip(again) {
+            assert!(image.id.starts_with("input.tar/") && !image.id.split('/').any(|part| part == ".."));
+            let read = image.source.read().expect("it is there");
+            assert_eq!(read.len() as u64, image.source.length().expect("known"));
+            assert!(read.len() < bytes.len());
+            // Of two of one name the first may have failed.
+            let is_alone = !found.failures.iter().any(|failure| failure.path == image.id);
+            assert!(!is_alone || again.as_ref() == Some(&image.source), "{}", image.id);
+        }
+    }
+}
+
+/// The three ways to write a name, classes of each kind, and members that are no files.
+fn archives() -> Vec<Vec<u8>> {
+    let long = format!("{}/1.png", "n".repeat(120));
+    let members: [(&str, tar::EntryType, &[u8]); 8] = [
+        ("a/1.png", tar::EntryType::Regular, b"\x89PNG one"),
+        ("a/1.cls", tar::EntryType::Regular, b"7\n"),
+        ("a/2.json", tar::EntryType::Regular, b"{\"label\": \"x\"}"),
+        ("a/2.PNG", tar::EntryType::Regular, b"\x89PNG two"),
+        (&long, tar::EntryType::Regular, b"\x89PNG three"),
+        ("a/3.png", tar::EntryType::Symlink, b""),
+        ("a", tar::EntryType::Directory, b""),
+        ("a/4", tar::EntryType::Char, b""),
+    ];
+    let write = |header: fn() -> tar::Header| {
+        let mut builder = tar::Builder::new(vec![0]);
+        for (name, kind, content) in &members {
+            let mut header = header();
+            header.set_entry_type(*kind);
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            builder.append_data(&mut header, name, *content).expect("written");
+        }
+        builder.into_inner().expect("written")
+    };
+    let pax = |record: &str| {
+        let mut builder = tar::Builder::new(vec![0]);
+        for (kind, content) in
+            [(tar::EntryType::XHeader, record.as_bytes()), (tar::EntryType::Regular, b"\x89PNG")]
+        {
+            let mut header = tar::Header::new_ustar();
+            header.set_entry_type(kind);
+            header.set_size(content.len() as u64);
+            builder.append_data(&mut header, "p.png", content).expect("written");
+        }
+        builder.into_inner().expect("written")
+    };
+    vec![
+        write(tar::Header::new_gnu),
+        write(tar::Header::new_gnu)[..4000].to_vec(),
+        pax("20 path=a/b\nc/5.png\n"),
+        pax("9 size=4\n"),
+        pax("28 size=9223372036854775808\n"),
+    ]
+}
+
+/// A COCO file leads to pictures below its folder or to none.
+fn coco(bytes: &[u8]) {
+    let path = folder().join("lists/input.json");
+    std::fs::write(&path, bytes).expect("writable");
+    if let Some(found) = scanned(path, LabelRule::Folder) {
+        are_below(&found);
+    }
+}
+
+fn coco_files() -> Vec<Vec<u8>> {
+    let texts: [&[u8]; 2] = [
+        b"{\"images\":[{\"id\":1,\"file_name\":\"in.png\"},{\"id\":2,\"file_name\":\"../outside.png\"}],\"categories\":[{\"id\":1,\
+          \"name\":\"x\"},{\"id\":2}],\"annotations\":[{\"image_id\":1,\"category_id\":1,\"area\":1e308,\"segmentation\":[[1]]},\
+          {\"image_id\":1,\"category_id\":1,\"area\":1e308},{\"image_id\":1,\"category_id\":2,\"bbox\":[0,0,-1,2]}]}",
+        b"{\"images\":[{\"id\":\"a\",\"file_name\":\"./a//in.png\"}],\"categories\":[],\"annotations\":[]}",
+    ];
+    texts.map(<[u8]>::to_vec).into()
 }
 
 /// A table of one column `path`.
@@ -272,7 +369,7 @@ fn render(words: &[&str]) -> Rendered {
     while reader.read_event().expect("well-formed") != quick_xml::events::Event::Eof {}
     let back: RunReport = serde_json::from_str(&written(&Summary)).expect("JSON");
     assert_eq!(back.name, word(0));
-    let pictures = Pictures { gallery: Path::new("gone"), queries: None, max_pixels: 1 };
+    let pictures = Pictures { gallery: Path::new("gone"), queries: None, images: None, max_pixels: 1 };
     Rendered { html: written(&Html { pictures }), markdown: written(&Markdown), terminal: written(&Terminal) }
 }
 

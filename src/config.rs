@@ -20,11 +20,12 @@ use crate::memory::Bytes;
 use crate::metric::Metric;
 use crate::models::card::{DEFAULT_BATCH, ModelChoice};
 use crate::models::{Normalize, Pooling, Precision, Provider, Resize};
+use crate::objects::{ObjectUrl, is_url};
 use crate::stages::baseline::BaselineRule;
 use crate::stages::decode::{DEFAULT_MAX_PIXELS, Exif};
 use crate::stages::evaluate::Mode;
 use crate::stages::gate::{Gate, Minimum, Quantity};
-use crate::stages::scan::{LabelRule, is_manifest};
+use crate::stages::scan::{LabelRule, holds_both};
 use crate::sweep::Sweep;
 
 /// Why a pipeline file cannot be used. Exit code 2.
@@ -74,6 +75,7 @@ struct PipelineFile {
 struct InputFile {
     gallery: PathBuf,
     queries: Option<PathBuf>,
+    images: Option<PathBuf>,
     #[serde(default)]
     outside: bool,
     label: Option<LabelFile>,
@@ -84,12 +86,16 @@ struct InputFile {
     max_deleted: Option<Budget>,
 }
 
-/// `"folder"`, `"top_folder"`, `"none"`, or `{ regex = "…" }`.
+/// `"folder"`, `"top_folder"`, `"none"`, `{ regex = "…" }`, or `{ column = "…" }`.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "label is \"folder\", \"top_folder\", \"none\" or { regex = \"…\" }")]
+#[serde(
+    untagged,
+    expecting = "label is \"folder\", \"top_folder\", \"none\", { regex = \"…\" } or { column = \"…\" }"
+)]
 enum LabelFile {
     Named(String),
     Regex { regex: String },
+    Column { column: String },
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -274,6 +280,7 @@ struct ReportFile {
     #[serde(default)]
     trec: bool,
     prometheus: Option<PathBuf>,
+    upload: Option<String>,
 }
 
 impl ReportFile {
@@ -286,7 +293,9 @@ impl ReportFile {
                 format!("{} does not end in .prom, and node_exporter reads no other files", path.display());
             return Err(("report.prometheus", reason));
         }
-        Ok(ReportFiles { trec: self.trec, prometheus: self.prometheus })
+        let upload = self.upload.as_deref().map(ObjectUrl::parse).transpose();
+        let upload = upload.map_err(|reason| ("report.upload", reason))?;
+        Ok(ReportFiles { trec: self.trec, prometheus: self.prometheus, upload })
     }
 }
 
@@ -378,8 +387,11 @@ pub struct PipelineConfig {
     pub runtime_library: Option<PathBuf>,
     /// `runtime.threads`: of decoding and of inference. Default: one for each core.
     pub threads: usize,
-    /// `features.table`: the folder of the Delta table. Default: `features` in the work folder.
+    /// `features.table`: the folder of the Delta table. Default: `features` in the work folder. For a table in an object store
+    /// (`s3://bucket/folder`) its copy, `features-copy` in the work folder.
     pub features: PathBuf,
+    /// Where the table is that `features` is a copy of, if it is in an object store.
+    pub features_at: Option<ObjectUrl>,
     /// `load.engine`, one or several, each with its section. Searches go to the first. Default: `flat`.
     pub engines: Vec<EngineConfig>,
     pub evaluate: Evaluate,
@@ -403,15 +415,23 @@ pub struct ReportFiles {
     pub trec: bool,
     /// `report.prometheus`: the file for node_exporter's textfile collector, ending in `.prom`. Default: none.
     pub prometheus: Option<PathBuf>,
+    /// `report.upload`: the folder of an object store (`s3://bucket/folder`) that the report is sent to once it is written.
+    /// Default: none.
+    pub upload: Option<ObjectUrl>,
 }
 
 /// What is read, and how bad files are treated.
 #[derive(Debug, Clone)]
 pub struct Input {
-    /// `input.gallery`: a folder, or a CSV, JSONL or Parquet manifest.
+    /// `input.gallery`: a folder; a CSV, JSONL or Parquet manifest; a COCO file (`.json`); a `.tar` of WebDataset, several by
+    /// `shop-{000..009}.tar` or `shop-*.tar`, or a folder of them (docs/input-and-sql.md). A folder of pictures or a manifest may also lie
+    /// in an object store (`s3://bucket/folder`, docs/object-stores.md).
     pub gallery: PathBuf,
     /// `input.queries`: the same for labelled test pictures.
     pub queries: Option<PathBuf>,
+    /// `input.images`: the folder that the names in manifests and COCO files count from, of this machine or in an object store. Default:
+    /// a manifest's own folder; for a COCO file the folder beside it that COCO's layout means.
+    pub images: Option<PathBuf>,
     /// `input.outside`: whether rows of a manifest may name pictures outside of its folder. Default: no.
     pub outside: bool,
     /// `input.label`: where a picture's class comes from. Default: the folder that holds it.
@@ -443,11 +463,12 @@ pub struct Evaluate {
     pub depth: Option<usize>,
 }
 
-const PATH_KEYS: [&str; 12] = [
+const PATH_KEYS: [&str; 13] = [
     "work",
     "cache",
     "input.gallery",
     "input.queries",
+    "input.images",
     "model.card",
     "runtime.library",
     "features.table",
@@ -511,12 +532,51 @@ fn is_missing_key(parsed: &Result<PipelineFile, toml::de::Error>) -> bool {
 }
 
 impl PipelineFile {
+    /// URLs are for object stores, and stand where there may be one. On an error the key at fault, and why.
+    fn check_urls(&self) -> Result<(), (&'static str, String)> {
+        let url = |path: &Option<PathBuf>| {
+            path.as_ref().and_then(|path| path.to_str()).filter(|text| is_url(text)).map(str::to_owned)
+        };
+        for (key, path) in [
+            ("input.gallery", Some(self.input.gallery.clone())),
+            ("input.queries", self.input.queries.clone()),
+            ("input.images", self.input.images.clone()),
+            ("features.table", self.features.table.clone()),
+        ] {
+            if let Some(text) = url(&path) {
+                let parsed = ObjectUrl::parse(&text).map_err(|reason| (key, reason))?;
+                if key == "features.table" && parsed.key.is_empty() {
+                    return Err((
+                        key,
+                        "a table needs a folder of its own in the bucket, as in s3://bucket/features"
+                            .to_owned(),
+                    ));
+                }
+            }
+        }
+        let baseline = self.baseline.as_ref().and_then(|baseline| baseline.file.clone());
+        for (key, path) in [
+            ("work", &self.work),
+            ("cache", &self.cache),
+            ("runtime.library", &self.runtime.library),
+            ("baseline.file", &baseline),
+            ("report.prometheus", &self.report.prometheus),
+        ] {
+            if url(path).is_some() {
+                let help = "object stores are for input.gallery, input.queries, input.images, features.table and report.upload";
+                return Err((key, format!("must be on this machine; {help}")));
+            }
+        }
+        Ok(())
+    }
+
     fn finish(self, file: &Path, origin: &str, folder: &Path) -> Result<PipelineConfig, ConfigError> {
         let value_error = |key: &str, reason: String| ConfigError::Value {
             origin: origin.to_owned(),
             key: key.to_owned(),
             reason,
         };
+        self.check_urls().map_err(|(key, reason)| value_error(key, reason))?;
         let name =
             self.name.unwrap_or_else(|| file.file_stem().unwrap_or_default().to_string_lossy().into_owned());
         let work = self.work.unwrap_or_else(|| folder.join("runs").join(&name));
@@ -525,13 +585,14 @@ impl PipelineFile {
             Some(LabelFile::Regex { regex }) => {
                 LabelRule::regex(&regex).map_err(|reason| value_error("input.label", reason.to_string()))?
             }
+            Some(LabelFile::Column { column }) => LabelRule::Column(column),
             Some(LabelFile::Named(name)) => match name.as_str() {
                 "folder" => LabelRule::Folder,
                 "top_folder" => LabelRule::TopFolder,
                 "none" => LabelRule::None,
                 other => {
                     let reason = format!(
-                        "`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}"
+                        "`{other}` is not one of \"folder\", \"top_folder\", \"none\", {{ regex = \"…\" }}, {{ column = \"…\" }}"
                     );
                     return Err(value_error("input.label", reason));
                 }
@@ -566,7 +627,7 @@ impl PipelineFile {
         if modes.is_empty() {
             return Err(value_error("evaluate.modes", "names no mode".to_owned()));
         }
-        if modes.contains(&Mode::HeldOut) && !held_out && !is_manifest(&self.input.gallery) {
+        if modes.contains(&Mode::HeldOut) && !held_out && !holds_both(&self.input.gallery) {
             let reason = "held_out needs input.queries, or a manifest with a split column; without queries use leave_one_out";
             return Err(value_error("evaluate.modes", reason.to_owned()));
         }
@@ -586,8 +647,14 @@ impl PipelineFile {
         let baseline = self.baseline.map(|baseline| baseline.finish(baseline_file.clone())).transpose();
         let baseline = baseline.map_err(|(key, reason)| value_error(key, reason))?;
         let report = self.report.finish().map_err(|(key, reason)| value_error(key, reason))?;
+        let features_at = self.features.table.as_deref().and_then(ObjectUrl::of);
+        let features =
+            self.features.table.filter(|_| features_at.is_none()).unwrap_or_else(|| {
+                work.join(if features_at.is_some() { "features-copy" } else { "features" })
+            });
         Ok(PipelineConfig {
-            features: self.features.table.unwrap_or_else(|| work.join("features")),
+            features,
+            features_at,
             name,
             work,
             cache: self.cache,
@@ -595,6 +662,7 @@ impl PipelineFile {
             input: Input {
                 gallery: self.input.gallery,
                 queries: self.input.queries,
+                images: self.input.images,
                 outside: self.input.outside,
                 label,
                 exif: self.input.exif,
@@ -711,7 +779,8 @@ fn server_environment(engine: &str, environment: &[(String, String)]) -> Vec<Cha
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.
 fn value_of(key: &[String], text: &str) -> Value {
-    if PATH_KEYS.contains(&key.join(".").as_str()) && !is_builtin_card(&key.join("."), text) {
+    if PATH_KEYS.contains(&key.join(".").as_str()) && !is_url(text) && !is_builtin_card(&key.join("."), text)
+    {
         return Value::String(absolute(Path::new(text)).to_string_lossy().into_owned());
     }
     toml::from_str::<Table>(&format!("value = {text}"))
@@ -741,6 +810,7 @@ fn resolve_paths(table: &mut Table, folder: &Path) -> Table {
             .into_iter()
             .try_fold(&mut *table, |table, section| table.get_mut(section).and_then(Value::as_table_mut));
         if let Some(Value::String(text)) = holder.and_then(|holder| holder.get_mut(name))
+            && !is_url(text)
             && !is_builtin_card(key, text)
         {
             *text = clean(&folder.join(&text)).to_string_lossy().into_owned();
@@ -921,6 +991,45 @@ mod tests {
         let asked = report("[report]\ntrec = true\nprometheus = '../metrics/shop.prom'");
         let path = asked.prometheus.expect("a path");
         assert!(asked.trec && path.is_absolute() && path.ends_with("metrics/shop.prom"), "{path:?}");
+    }
+
+    #[test]
+    fn object_stores_stand_where_pictures_features_and_reports_are() {
+        let text = "[input]\ngallery = 's3://shop/photos/'\nqueries = 'gs://shop/list.csv'\n[features]\ntable = 'az://c/features'\n\
+                    [report]\nupload = 's3://shop/reports'";
+        let config = load(text, &["input.queries=s3://shop/q", "input.images=gs://i"], &[]).expect("valid");
+        assert_eq!(config.input.gallery, Path::new("s3://shop/photos/"));
+        assert_eq!(config.input.images.as_deref(), Some(Path::new("gs://i")));
+        assert_eq!(config.input.queries.as_deref(), Some(Path::new("s3://shop/q")));
+        assert_eq!(config.features_at.map(|url| url.to_string()).as_deref(), Some("az://c/features"));
+        assert!(config.features.ends_with("runs/shop/features-copy"));
+        assert_eq!(config.report.upload.map(|url| url.to_string()).as_deref(), Some("s3://shop/reports"));
+        for (text, expected) in [
+            (
+                "[input]\ngallery = 'https://shop/photos'",
+                "input.gallery: https:// is not one of s3://, gs://, az://",
+            ),
+            (
+                "[input]\ngallery = 's3://me:hunter2@shop/x'",
+                "input.gallery: credentials do not belong into a URL",
+            ),
+            (
+                "work = 's3://shop/work'\n[input]\ngallery = 'a'",
+                "work: must be on this machine; object stores are for",
+            ),
+            (
+                "[features]\ntable = 's3://shop'\n[input]\ngallery = 'a'",
+                "features.table: a table needs a folder",
+            ),
+            (
+                "[input]\ngallery = 'a.csv'\nimages = 'http://shop/x'",
+                "input.images: http:// is not one of s3://, gs://, az://",
+            ),
+            ("[report]\nupload = 'reports'\n[input]\ngallery = 'a'", "report.upload: it is no URL"),
+        ] {
+            let error = load(text, &[], &[]).expect_err(text);
+            assert!(error.contains(expected) && !error.contains("hunter2"), "{text}: {error}");
+        }
     }
 
     #[test]

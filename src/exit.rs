@@ -6,6 +6,7 @@ use crate::exchange::ExchangeError;
 use crate::lock::LockError;
 use crate::memory::MemoryError;
 use crate::models::ModelError;
+use crate::objects::ObjectError;
 use crate::sql::SqlError;
 use crate::stages::baseline::BaselineError;
 use crate::stages::evaluate::EvaluateError;
@@ -54,8 +55,15 @@ impl Exit {
     }
 
     fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
-        if let Some(ScanError::Vanished { .. }) = cause.downcast_ref::<ScanError>() {
-            return Some(Exit::Infrastructure);
+        match cause.downcast_ref::<ScanError>() {
+            Some(
+                ScanError::Vanished { .. } | ScanError::Changed { .. } | ScanError::ObjectsVanished { .. },
+            ) => return Some(Exit::Infrastructure),
+            Some(ScanError::Object(error)) => return Exit::of_cause(error),
+            _ => {}
+        }
+        if let Some(error) = cause.downcast_ref::<ObjectError>() {
+            return Some(if error.is_usage() { Exit::Usage } else { Exit::Infrastructure });
         }
         if cause.is::<ConfigError>()
             || cause.is::<UsageError>()

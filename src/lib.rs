@@ -34,6 +34,7 @@ pub mod embedders;
 pub mod engines;
 pub mod metric;
 pub mod models;
+pub mod objects;
 pub mod stages;
 
 // Other ways to the features.

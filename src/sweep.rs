@@ -181,6 +181,7 @@ fn settings(config: &PipelineConfig) -> anyhow::Result<Vec<(Setting, PipelineCon
                 if variant.model != config.model {
                     variant.work = config.work.join("sweep").join(setting.name().replace(' ', "-"));
                     variant.features = variant.work.join("features");
+                    variant.features_at = None;
                 }
                 settings.push((setting, variant));
             }

@@ -6,10 +6,11 @@ use crate::cli::{Features, ModelFiles, Models, Setup};
 use crate::config::PipelineConfig;
 use crate::embedders::Runtime;
 use crate::exchange;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::models::calibrate::{self, Ranges};
 use crate::models::card::Card;
 use crate::models::{self, FileState, Resize, build};
+use crate::objects::ObjectUrl;
 use crate::setup;
 use crate::stages::decode::{self, DecodeOptions};
 use crate::stages::preprocess;
@@ -94,8 +95,19 @@ pub fn features(command: &Features) -> anyhow::Result<Exit> {
     let text = match command {
         Features::Export { file, pipeline } => {
             let config = PipelineConfig::load(&pipeline.pipeline, &pipeline.overrides.set)?;
+            if config.features_at.is_some() {
+                // Makes its copy what the table is.
+                drop(crate::pipeline::Run::look(&config)?);
+            }
             let rows = runtime.block_on(exchange::export_within(config.memory, &config.features, file))?;
             format!("{}: {rows} rows\n", file.display())
+        }
+        Features::Import { table, .. } if ObjectUrl::of(table).is_some() => {
+            let reason = format!(
+                "{} is in an object store; import into a folder, and send that folder there (as with `aws s3 cp --recursive`)",
+                table.display()
+            );
+            return Err(UsageError(reason).into());
         }
         Features::Import { file, table } => {
             let rows = runtime.block_on(exchange::import(file, table))?;

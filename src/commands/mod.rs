@@ -14,6 +14,7 @@ use clap::CommandFactory;
 use crate::cli::{Baseline, Cli, Command, Pipeline};
 use crate::config::PipelineConfig;
 use crate::exit::{Exit, UsageError};
+use crate::stages::scan::Source;
 use crate::{pipeline, sweep};
 
 /// Runs one command.
@@ -59,8 +60,9 @@ pub fn say(text: &[u8]) -> anyhow::Result<()> {
     out.write_all(text).and_then(|()| out.flush()).context("standard output cannot be written to")
 }
 
-/// The bytes of a picture named on the command line.
+/// The bytes of a picture named on the command line, by path or URL.
 fn read_picture(path: &Path) -> anyhow::Result<Vec<u8>> {
-    std::fs::read(path)
+    Source::of(path)
+        .read()
         .map_err(|error| UsageError(format!("cannot read picture {}: {error}", path.display())).into())
 }

@@ -38,6 +38,7 @@ pub fn index(args: &Index) -> anyhow::Result<Exit> {
     let options = ScanOptions {
         gallery: args.train_data.clone(),
         queries: None,
+        images: None,
         label: LabelRule::None,
         outside: false,
     };

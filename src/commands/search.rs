@@ -11,7 +11,7 @@ use crate::exit::{Exit, UsageError};
 use crate::metric::Metric;
 use crate::pipeline::Run;
 use crate::stages::report::{html, write_whole};
-use crate::stages::scan;
+use crate::stages::scan::{Places, Source};
 use crate::text::visible;
 
 use super::{read_picture, say};
@@ -84,9 +84,15 @@ impl Answer {
     fn html(&self, query: &[u8], input: &Input) -> String {
         let thumbnail =
             |bytes: &[u8]| html::thumbnail(bytes, input.max_pixels).map_err(|error| error.to_string());
-        let shown = |id: &str| {
-            let file = scan::file_of(&input.gallery, id).ok_or("the id leads out of the gallery's folder")?;
-            let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+        let places = Places { root: &input.gallery, images: input.images.as_deref() };
+        let ids: Vec<&str> = self.hits.iter().map(|hit| hit.id.as_str()).collect();
+        let sources = places.sources(&ids);
+        let shown = |source: Option<&Source>| {
+            let source = source.ok_or("the gallery holds no picture of this id")?;
+            let bytes = source.read().map_err(|error| match source {
+                Source::File(path) => format!("{}: {error}", path.display()),
+                _ => error.to_string(),
+            })?;
             thumbnail(&bytes)
         };
         let mut body = html::figure(&thumbnail(query), &["query"]);
@@ -94,9 +100,9 @@ impl Answer {
         body +=
             &format!("<p>{count} hits, {}, {}; a greater score is closer</p>\n", self.metric, self.engine);
         body += "<div class=\"pictures\">\n";
-        for (i, Found { id, label, score }) in self.hits.iter().enumerate() {
+        for (i, (Found { id, label, score }, source)) in self.hits.iter().zip(&sources).enumerate() {
             let (head, score) = (label.as_deref().unwrap_or("no label"), format!("{score:.6}"));
-            body += &html::figure(&shown(id), &[&format!("{}. {head}", i + 1), &score, id]);
+            body += &html::figure(&shown(source.as_ref()), &[&format!("{}. {head}", i + 1), &score, id]);
         }
         body += "</div>\n";
         html::page(&format!("Pictures like {}", self.image), &body)

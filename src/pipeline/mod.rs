@@ -3,7 +3,8 @@
 //! Between phases there are only files: the feature table, and the report's `summary.json`. So each phase can be run
 //! alone, from the artefact before it, and a run that was cut off goes on where it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -21,10 +22,11 @@ use crate::engines::{EngineConfig, Filter};
 use crate::exit::{Exit, UsageError};
 use crate::interrupt::{self, STOP};
 use crate::leftovers;
-use crate::lock::{TableLock, WorkLock};
+use crate::lock::{LockError, TableLock, WorkLock};
 use crate::memory::{self, Ledger, Shares};
 use crate::models::card::Card;
 use crate::models::{self, ModelSpec};
+use crate::objects::upload_folder;
 use crate::setup;
 use crate::stages::baseline::{Baseline, BaselineError};
 use crate::stages::decode::{self, DecodeOptions, Failure, Picture, PictureOptions};
@@ -34,7 +36,7 @@ use crate::stages::gate::Verdict;
 use crate::stages::preprocess::{self, ImageBatch};
 use crate::stages::report::prometheus::{RunFacts, Textfile};
 use crate::stages::report::{self, Exporter, RunRecord, RunReport};
-use crate::stages::scan::{self, ScanOptions, Split, sha256_hex};
+use crate::stages::scan::{self, ScanOptions, Seen, Source, Split, sha256_hex};
 use crate::stages::store::{self, CommitFacts, FeatureStore, Provenance, StoreError};
 use crate::stats::{Books, StageStats};
 use serve::Served;
@@ -190,7 +192,7 @@ pub fn doctor(config: &PipelineConfig) -> anyhow::Result<Exit> {
             let rows = run.block_on(store.count(None))?;
             format!("features       {} rows, version {}, made with these settings", rows, store.version())
         }
-        None => format!("features       {} is not there yet", config.features.display()),
+        None => format!("features       {} is not there yet", run.table()),
     });
     for engine in &config.engines {
         let mut index = run.open_engine(engine)?;
@@ -295,6 +297,8 @@ pub struct Run<'a> {
     config: &'a PipelineConfig,
     runtime: Runtime,
     cache: PathBuf,
+    /// Of a table in an object store.
+    mirror: Option<RefCell<store::Mirror>>,
     /// Held while something may be written.
     _lock: Option<WorkLock>,
 }
@@ -306,13 +310,52 @@ impl<'a> Run<'a> {
         Ledger::open(config.memory)?;
         let lock = WorkLock::take(&config.work)?;
         leftovers::sweep(&config.work, &config.features);
-        Ok(Run { _lock: Some(lock), ..Run::look(config)? })
+        let run = Run { _lock: Some(lock), ..Run::without_copy(config)? };
+        run.pull()?;
+        Ok(run)
     }
 
     /// A run that only reads what others have written.
     pub fn look(config: &'a PipelineConfig) -> anyhow::Result<Run<'a>> {
+        let run = Run::without_copy(config)?;
+        match run.pull() {
+            // Whoever holds the copy keeps it what the table is.
+            Err(error) if matches!(error.downcast_ref(), Some(LockError::TableHeld { .. })) => {}
+            pulled => pulled?,
+        }
+        Ok(run)
+    }
+
+    fn without_copy(config: &'a PipelineConfig) -> anyhow::Result<Run<'a>> {
         let cache = setup::cache_dir(config.cache.as_deref());
-        Ok(Run { config, runtime: async_runtime()?, cache, _lock: None })
+        let mirror =
+            config.features_at.as_ref().map(|url| store::Mirror::new(url, &config.features)).transpose()?;
+        Ok(Run { config, runtime: async_runtime()?, cache, mirror: mirror.map(RefCell::new), _lock: None })
+    }
+
+    /// Of a table in an object store: makes its copy what the table is.
+    fn pull(&self) -> anyhow::Result<()> {
+        let Some(mirror) = &self.mirror else { return Ok(()) };
+        let _lock = self.lock_table()?;
+        Ok(mirror.borrow_mut().pull(&self.runtime)?)
+    }
+
+    /// The other way: sends the commits that the object store lacks.
+    fn push(&self, store: &FeatureStore) -> anyhow::Result<()> {
+        let Some(mirror) = &self.mirror else { return Ok(()) };
+        tracing::debug!("stage push");
+        Ok(mirror.borrow_mut().push(store)?)
+    }
+
+    /// Compacts the table; what is removed by that is removed from the object store as well.
+    fn compact(&self, store: &mut FeatureStore, facts: &CommitFacts) -> anyhow::Result<()> {
+        let before = self.mirror.as_ref().map(|mirror| mirror.borrow().files()).transpose()?;
+        self.block_on(store.compact(facts))?;
+        self.push(store)?;
+        if let (Some(mirror), Some(before)) = (&self.mirror, before) {
+            mirror.borrow_mut().forget(&before)?;
+        }
+        Ok(())
     }
 
     fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
@@ -331,11 +374,38 @@ impl<'a> Run<'a> {
         self.config.work.join("failures.parquet")
     }
 
+    /// The keys of the table, where some of `images` are objects: what is not there is read but once.
+    fn stored_keys(&self, images: &[scan::ImageRef]) -> anyhow::Result<HashSet<(Split, String)>> {
+        let mut keys = HashSet::new();
+        if images.iter().any(|image| matches!(image.source, Source::Object(_)))
+            && let Some(store) = self.block_on(FeatureStore::open(&self.config.features))?
+        {
+            for split in [Split::Gallery, Split::Query] {
+                keys.extend(self.block_on(store.ids(split))?.into_iter().map(|id| (split, id)));
+            }
+        }
+        Ok(keys)
+    }
+
+    fn keep_known(&self, known: &scan::Known) -> anyhow::Result<()> {
+        let file = self.objects_file();
+        if !known.is_empty() || file.exists() {
+            known.write(&file)?;
+        }
+        Ok(())
+    }
+
+    /// What is known of the objects that were read.
+    fn objects_file(&self) -> PathBuf {
+        self.config.work.join("objects.parquet")
+    }
+
     fn scan(&self) -> anyhow::Result<scan::Scan> {
         let input = &self.config.input;
         let options = ScanOptions {
             gallery: input.gallery.clone(),
             queries: input.queries.clone(),
+            images: input.images.clone(),
             label: input.label.clone(),
             outside: input.outside,
         };
@@ -376,14 +446,27 @@ impl<'a> Run<'a> {
     fn pictures(&self) -> report::Pictures<'_> {
         let input = &self.config.input;
         let queries = input.queries.as_deref();
-        report::Pictures { gallery: &input.gallery, queries, max_pixels: input.max_pixels }
+        let images = input.images.as_deref();
+        report::Pictures { gallery: &input.gallery, queries, images, max_pixels: input.max_pixels }
     }
 
     fn open_store(&self, spec: &ModelSpec) -> anyhow::Result<FeatureStore> {
         let exif = self.config.input.exif.name();
         let provenance =
             Provenance { fingerprint: spec.fingerprint(exif), dim: spec.dim, facts: spec.provenance(exif) };
-        Ok(self.block_on(FeatureStore::open_or_create(&self.config.features, &provenance))?)
+        let opened = self.block_on(FeatureStore::open_or_create(&self.config.features, &provenance));
+        Ok(opened.map_err(|error| match error {
+            StoreError::FingerprintMismatch { differences, .. } => {
+                StoreError::FingerprintMismatch { path: self.table(), differences }
+            }
+            other => other,
+        })?)
+    }
+
+    /// The feature table, as the pipeline file names it.
+    fn table(&self) -> String {
+        let folder = || self.config.features.display().to_string();
+        self.config.features_at.as_ref().map_or_else(folder, ToString::to_string)
     }
 
     /// Pictures → feature table: only what is new or changed goes through the model.
@@ -405,13 +488,23 @@ impl<'a> Run<'a> {
         let (scanned, found, skipped) = (scan.scanned(), scan.images.len(), scan.skipped);
         stages.count(scanned, found);
         if !skipped.is_empty() {
-            let list: Vec<_> = skipped.iter().map(|(ending, count)| format!("{count} .{ending}")).collect();
-            tracing::info!("passed over files that are no pictures: {}", list.join(", "));
+            // Endings, and words for what has none.
+            let dot = |kind: &str| if kind.contains(' ') || kind == "hidden" { "" } else { "." };
+            let count = |(kind, count): (&String, &usize)| format!("{count} {}{kind}", dot(kind));
+            let list: Vec<String> = skipped.iter().map(count).collect();
+            tracing::info!("passed over: {}", list.join(", "));
         }
         ledger.expect(format!("the list of {found} pictures"), found as u64 * LISTED_BYTES)?;
         let (mut failures, folders) = (scan.failures, scan.folders);
-        let (seen, unreadable) = stages.time("hash", || scan::hash(scan.images, &STOP));
+        let mut known = scan::Known::read(&self.objects_file());
+        let stored = self.stored_keys(&scan.images)?;
+        let is_stored = |image: &scan::ImageRef| stored.contains(&(image.split, image.id.clone()));
+        let hash = || scan::hash_unless_known(scan.images, &mut known, is_stored, &STOP);
+        let (seen, unreadable) = stages.time("hash", hash);
         stages.count(found, seen.len());
+        known.keep(&seen, interrupt::is_set());
+        self.keep_known(&known)?;
+        drop(stored);
         if !unreadable.is_empty() {
             folders.check()?;
         }
@@ -422,6 +515,8 @@ impl<'a> Run<'a> {
         stages.count(readable, plan.to_embed());
         ledger.note(format!("the list of {found} pictures and the table's log"));
         store = store.within(ledger.share(0)?);
+        // What an earlier run stored, and could not send.
+        self.push(&store)?;
         let mut embedded = 0;
         let mut interrupted = interrupt::is_set();
         // What an interrupted run has not looked at is not gone.
@@ -439,6 +534,7 @@ impl<'a> Run<'a> {
             let mut facts = CommitFacts(json!({ "imagedex": env!("CARGO_PKG_VERSION") }));
             tracing::debug!("stage store");
             self.block_on(store.apply(&plan.reuse, &plan.delete, &facts))?;
+            self.push(&store)?;
             if plan.to_embed() > 0 {
                 let mut embedder = stages.time("start the model", || self.embedder(spec.clone()))?;
                 tracing::info!("embedding {} pictures with {}", plan.to_embed(), embedder.describe());
@@ -453,6 +549,7 @@ impl<'a> Run<'a> {
                 ledger.log();
                 store = store.within(shares);
                 let options = self.picture_options(&spec, shares);
+                let new = unread_objects(&plan.embed_new);
                 for (images, is_new) in [(&plan.embed_new, true), (&plan.embed_changed, false)] {
                     let started = Instant::now();
                     let done = embed::embed(
@@ -468,7 +565,13 @@ impl<'a> Run<'a> {
                                     false => store.replace(&chunk, &facts).await,
                                 }
                             };
-                            Ok(self.block_on(write)?)
+                            self.block_on(write)?;
+                            for picture in &chunk.pictures {
+                                if let Some(object) = new.get(&(picture.split, picture.id.as_str())) {
+                                    known.note(object, &picture.sha256);
+                                }
+                            }
+                            self.push(&store)
                         },
                     )?;
                     stages.embedded(images.len(), &done, started);
@@ -480,15 +583,17 @@ impl<'a> Run<'a> {
                         // What is stored under these names belongs to bytes that are gone.
                         let stale: Vec<_> = done.failures.iter().map(|f| (f.split, f.path.clone())).collect();
                         self.block_on(store.apply(&[], &stale, &facts))?;
+                        self.push(&store)?;
                         deleted += stale.len();
                     }
                     failures.extend(done.failures);
                     interrupted |= interrupt::is_set();
                 }
             }
+            self.keep_known(&known)?;
             if !interrupted {
                 tracing::debug!("stage compact");
-                self.block_on(store.compact(&facts))?;
+                self.compact(&mut store, &facts)?;
             }
         }
         failures.sort_by(|a, b| (a.split, &a.path).cmp(&(b.split, &b.path)));
@@ -538,11 +643,9 @@ impl<'a> Run<'a> {
 
     /// The stored table, which must be there.
     fn stored(&self) -> anyhow::Result<FeatureStore> {
-        let features = &self.config.features;
-        let store = self.block_on(FeatureStore::open(features))?;
+        let store = self.block_on(FeatureStore::open(&self.config.features))?;
         let Some(store) = store else {
-            let reason =
-                format!("{} holds no features yet; run `imagedex extract` first", features.display());
+            let reason = format!("{} holds no features yet; run `imagedex extract` first", self.table());
             return Err(UsageError(reason).into());
         };
         let Some(budget) = self.config.memory else { return Ok(store) };
@@ -625,6 +728,11 @@ impl<'a> Run<'a> {
         let mut text = Vec::new();
         report::Terminal.write(report, &mut text)?;
         text.extend(format!("report: {}\nreport: {}\n", markdown.display(), page.display()).into_bytes());
+        if let Some(to) = &self.config.report.upload {
+            let folder = self.report_dir();
+            upload_folder(&folder, to).map_err(|error| StoreError::io(&folder, &error))??;
+            text.extend(format!("report: {}\n", to.join("report.html")).into_bytes());
+        }
         say(&text)
     }
 
@@ -727,6 +835,16 @@ impl<'a> Run<'a> {
 
 /// Bytes for each picture that was found: its id, path, class and hash, and what they are compared by.
 const LISTED_BYTES: u64 = 600;
+
+/// Objects that are read for the first time when they are embedded.
+fn unread_objects(images: &[Seen]) -> HashMap<(Split, &str), &scan::Object> {
+    let unread =
+        images.iter().filter(|seen| seen.sha256.is_empty()).filter_map(|seen| match &seen.image.source {
+            Source::Object(object) => Some(((seen.image.split, seen.image.id.as_str()), object)),
+            _ => None,
+        });
+    unread.collect()
+}
 
 /// A picture without content, for a model to warm up on.
 fn blank(spec: &ModelSpec) -> ImageBatch {

@@ -12,6 +12,14 @@ use crate::stages::store::{CommitFacts, FeatureStore, Inspection, Repaired};
 ///
 /// Exit: 0 for a table that is sound or was repaired, 4 for a damaged one; after a repair that of the extract that follows.
 pub fn verify(config: &PipelineConfig, repair: bool) -> anyhow::Result<Exit> {
+    if let (true, Some(url)) = (repair, &config.features_at) {
+        let reason = format!(
+            "{url} is in an object store, and is not repaired from here; what is damaged in its copy is fetched again once {} is deleted, and \
+             what is damaged in the bucket has to be restored there",
+            config.features.display()
+        );
+        return Err(UsageError(reason).into());
+    }
     let run = if repair { Run::start(config)? } else { Run::look(config)? };
     let lock = if repair { Some(run.lock_table()?) } else { None };
     let dir = &config.features;
@@ -25,9 +33,14 @@ pub fn verify(config: &PipelineConfig, repair: bool) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     if !repair {
-        tracing::error!(
-            "run `imagedex features verify --repair`: it takes out what is damaged and embeds it again"
-        );
+        match &config.features_at {
+            Some(url) => {
+                tracing::error!("delete {}: the copy is then fetched from {url} again", dir.display())
+            }
+            None => tracing::error!(
+                "run `imagedex features verify --repair`: it takes out what is damaged and embeds it again"
+            ),
+        }
         return Ok(Exit::Infrastructure);
     }
     let facts = CommitFacts(json!({"imagedex": env!("CARGO_PKG_VERSION"), "repair": found.problems.len()}));

@@ -29,9 +29,10 @@ use sha2::{Digest, Sha256};
 
 use super::preprocess::{self, ImageBatch};
 use super::room::{self, Room};
-use super::scan::{Seen, Split, sha256_hex};
+use super::scan::{Seen, Source, Split, sha256_hex};
 use crate::memory::{Bytes, Shares};
 use crate::models::Resize;
+use crate::objects::{Ahead, Early};
 
 /// RGB pixels of one picture, as large as the file holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -508,6 +509,8 @@ pub struct Decoded {
 /// two batches of resized pictures, and one decoded picture per thread; large ones wait for one another where the budget
 /// gives them less [room] than they take together.
 ///
+/// An object begins to come as soon as it is taken up: while some are decoded, as many as are taken up are on their way.
+///
 /// Ends when `send` returns false. When `stop` is set no further file is taken up; what was is still handed out.
 pub fn batches(
     images: &[Seen],
@@ -517,12 +520,14 @@ pub fn batches(
 ) {
     let room = options.shares.decoding.map(Room::new);
     let room = room.as_ref();
+    let early =
+        Ahead::of(options.shares.decoding.map_or(OBJECTS_AHEAD, |bytes| (bytes / 4).min(OBJECTS_AHEAD)));
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(options.threads).thread_name(|i| format!("decode-{i}"));
     let Ok(pool) = pool.build() else {
         // The system refuses further threads: the work is done on this one.
         let images = images.iter().take_while(|_| !stop.load(Ordering::Relaxed));
-        let mut results = images.map(|seen| picture(seen, options, room));
+        let mut results = images.map(|seen| picture(seen, options, room, None));
         while let Some(decoded) = next_batch(options.batch, || results.next()) {
             if !send(decoded) {
                 break;
@@ -543,10 +548,11 @@ pub fn batches(
                 while slots.len() < ahead && taken < images.len() && !stop.load(Ordering::Relaxed) {
                     let (index, seen) = (taken, &images[taken]);
                     let (finished, abandoned) = (finished.clone(), &abandoned);
+                    let early = seen.image.source.fetch(&early, byte_limit(options.decode.max_pixels));
                     scope.spawn_fifo(move |_| {
                         if !abandoned.load(Ordering::Relaxed) {
                             // The receiver lives as long as this scope's body; after that nobody wants the result.
-                            let _ = finished.send((index, picture(seen, options, room)));
+                            let _ = finished.send((index, picture(seen, options, room, early)));
                         }
                     });
                     slots.push_back(None);
@@ -570,6 +576,9 @@ pub fn batches(
     });
 }
 
+/// Bytes of objects that may be fetched before they are decoded, where no budget says less.
+const OBJECTS_AHEAD: u64 = 128 << 20;
+
 /// A picture and its pixels, `[side, side, 3]`.
 type Row = (Picture, Vec<u8>);
 
@@ -590,7 +599,12 @@ fn next_batch(size: usize, mut next: impl FnMut() -> Option<Result<Row, Failure>
 }
 
 /// One file → its facts and its pixels.
-fn picture(seen: &Seen, options: &PictureOptions, room: Option<&Room>) -> Result<Row, Failure> {
+fn picture(
+    seen: &Seen,
+    options: &PictureOptions,
+    room: Option<&Room>,
+    early: Option<Early>,
+) -> Result<Row, Failure> {
     let image = &seen.image;
     let fail = |stage: &str, kind: &str, reason: String| Failure {
         path: image.id.clone(),
@@ -605,15 +619,22 @@ fn picture(seen: &Seen, options: &PictureOptions, room: Option<&Room>) -> Result
     if length > byte_limit(options.decode.max_pixels) {
         return Err(unusable(DecodeError::TooLong { bytes: length, max: options.decode.max_pixels }));
     }
+    let (source, _fetched) = match early {
+        None => (image.source.clone(), None),
+        Some(early) => {
+            let (bytes, room) = early.take().map_err(unreadable)?;
+            (Source::Fetched(bytes), Some(room))
+        }
+    };
     let _place = match room {
         None => None,
         Some(room) => {
-            let bytes = room::bytes_of(&image.source, &options.decode).map_err(unreadable)?;
+            let bytes = room::bytes_of(&source, &options.decode).map_err(unreadable)?;
             let place = room.take(bytes).ok_or(DecodeError::NoRoom { bytes, most: room.size() });
             Some(place.map_err(unusable)?)
         }
     };
-    let bytes = image.source.read().map_err(unreadable)?;
+    let bytes = source.read().map_err(unreadable)?;
     let prepare = || {
         let decoded = decode(&bytes, &options.decode)?;
         let pixels = preprocess::resize(&decoded, options.side, options.resize)?;

@@ -44,7 +44,8 @@ fn jpeg(space: mozjpeg::ColorSpace, pixels: &[u8], width: usize, height: usize) 
 }
 
 fn scan(folder: &Path, label: LabelRule) -> Result<Scan, ScanError> {
-    let options = ScanOptions { gallery: folder.to_owned(), queries: None, label, outside: false };
+    let options =
+        ScanOptions { gallery: folder.to_owned(), queries: None, images: None, label, outside: false };
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(scan::scan(&options))
 }
 
@@ -301,6 +302,7 @@ fn a_manifest_may_hold_both_sides_and_lie_anywhere() {
     let options = ScanOptions {
         gallery: manifest.clone(),
         queries: Some(manifest),
+        images: None,
         label: LabelRule::Folder,
         outside: false,
     };

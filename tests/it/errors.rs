@@ -18,6 +18,7 @@ use imagedex::lock::LockError;
 use imagedex::memory::{Bytes, MemoryError};
 use imagedex::metric::Metric;
 use imagedex::models::ModelError;
+use imagedex::objects::ObjectError;
 use imagedex::setup::{Purpose, SetupError};
 use imagedex::sql::SqlError;
 use imagedex::stages::baseline::BaselineError;
@@ -31,11 +32,12 @@ use imagedex::stages::store::{Differences, StoreError};
 use crate::support::{Shop, cache, imagedex, root, said};
 
 /// The error types in the order of a run, and the file of each.
-const TYPES: [(&str, &str); 16] = [
+const TYPES: [(&str, &str); 17] = [
     ("ConfigError", "src/config.rs"),
     ("MemoryError", "src/memory.rs"),
     ("LockError", "src/lock.rs"),
     ("ScanError", "src/stages/scan/mod.rs"),
+    ("ObjectError", "src/objects/error.rs"),
     ("DecodeError", "src/stages/decode.rs"),
     ("ModelError", "src/models/mod.rs"),
     ("EmbedError", "src/embedders/mod.rs"),
@@ -113,6 +115,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
     let s = String::new;
     let io = || io::Error::other(IO);
     let engine = || EngineError::Failed { engine: s(), reason: s() };
+    let object = || ObjectError::Unreachable { url: s(), reason: s() };
     let store = || StoreError::Failed { path: s(), reason: s() };
     macro_rules! errors {
         ($($type:ident { $($variant:ident $fields:tt)* })*) => {
@@ -138,7 +141,20 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             NotAFolder { what: "", path: s().into() }
             Empty { what: "", path: s().into(), seen: s() }
             Vanished { what: "", path: s().into() }
+            Changed { what: "", path: s().into() }
+            Archive { path: s().into(), reason: s() }
+            NoColumn { what: "", path: s().into(), column: s(), found: s() }
+            ObjectsVanished { what: "", url: s(), reason: s() }
+            NotInStores { what: "", url: s(), found: "", remedy: "" }
+            Object(object())
             Manifest { path: s().into(), reason: s() }
+        }
+        ObjectError {
+            Settings { url: s(), reason: s() }
+            Missing { url: s(), reason: s() }
+            Denied { url: s(), reason: s() }
+            Name { url: s(), reason: s() }
+            Unreachable { url: s(), reason: s() }
         }
         ModelError {
             Read { path: s(), reason: s() }
@@ -169,6 +185,8 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
             BelowUnreadable { split: "", folder: s(), reason: s(), gone: 1 }
             Unreadable { path: s(), reason: s() }
             Newer { path: s(), reason: s() }
+            Unconditional { url: s() }
+            Object(object())
             Conflict { path: s(), reason: s() }
             InvalidRow { split: "", id: s(), reason: s() }
             Duplicate { split: "", id: s(), place: "" }

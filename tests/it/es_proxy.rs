@@ -19,6 +19,8 @@ pub enum Fault {
     CutAnswer,
     /// The answer comes after so long.
     Delay(Duration),
+    /// The request goes on without this header.
+    Strip(&'static str),
     /// This answer, without asking the server.
     Answer(u16, &'static str),
 }
@@ -123,6 +125,11 @@ fn serve(
             client,
             "HTTP/1.1 {status} Spoilt\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{text}"
         );
+    }
+    if let Fault::Strip(header) = fault {
+        let others =
+            headers.split_inclusive('\n').filter(|line| !line.to_ascii_lowercase().starts_with(header));
+        headers = others.collect();
     }
     let mut upstream = TcpStream::connect(("127.0.0.1", server))?;
     write!(upstream, "{first}{headers}Connection: close\r\n\r\n")?;

@@ -471,7 +471,7 @@ fn odd_collections_have_reports_without_nonsense() {
             assert_eq!(evaluation.label_errors.len(), 1);
         }
         let report = RunReport::new(case, json!({}), vec![evaluation]);
-        let pictures = Pictures { gallery: Path::new("nowhere"), queries: None, max_pixels: 1 };
+        let pictures = Pictures { gallery: Path::new("nowhere"), queries: None, images: None, max_pixels: 1 };
         let html = report::Html { pictures };
         let exporters: [&dyn Exporter; 5] = [&Summary, &Markdown, &Terminal, &html, &report::Junit];
         for exporter in exporters {

@@ -171,7 +171,8 @@ fn four_hundred_queries_stay_below_five_megabytes_and_hostile_labels_stay_text()
     assert!(evaluation.modes[0].same_ranking.is_empty());
     let provenance = json!({ "model": "</script>", "note\u{202e}": "<img src=x>" });
     let report = RunReport::new("</title><script>alert(1)</script>", provenance, vec![evaluation]);
-    let pictures = Pictures { gallery: folder.path(), queries: Some(folder.path()), max_pixels: u64::MAX };
+    let pictures =
+        Pictures { gallery: folder.path(), queries: Some(folder.path()), images: None, max_pixels: u64::MAX };
     let mut page = Vec::new();
     Html { pictures }.write(&report, &mut page).expect("written");
     println!("{} bytes", page.len());
@@ -196,7 +197,7 @@ fn four_hundred_queries_stay_below_five_megabytes_and_hostile_labels_stay_text()
 fn a_report_without_queries_is_a_page_too() {
     let report = RunReport::new("empty", json!({}), Vec::new());
     let mut page = Vec::new();
-    let pictures = Pictures { gallery: Path::new("gone"), queries: None, max_pixels: 1 };
+    let pictures = Pictures { gallery: Path::new("gone"), queries: None, images: None, max_pixels: 1 };
     Html { pictures }.write(&report, &mut page).expect("written");
     let html = String::from_utf8(page).expect("UTF-8");
     assert!(html.contains("This run scanned and loaded no pictures."), "{html}");

@@ -6,6 +6,7 @@ mod support;
 
 mod bad_input;
 mod baseline;
+mod datasets;
 mod elastic;
 mod engines;
 mod errors;
@@ -23,6 +24,7 @@ mod milvus;
 #[cfg(feature = "milvus")]
 mod milvus_node;
 mod models;
+mod object_stores;
 mod opensearch;
 mod operations;
 mod outputs;
@@ -33,6 +35,7 @@ mod power_loss;
 mod process;
 mod quickstart;
 mod readers;
+mod s3_node;
 mod setup;
 mod several;
 mod sql;

@@ -219,8 +219,13 @@ fn in_this_process(pair: &Pair<'_>) -> Vec<String> {
         threads: 2,
         shares: Shares::default(),
     };
-    let scanning =
-        ScanOptions { gallery: pair.pictures(), queries: None, label: LabelRule::Folder, outside: false };
+    let scanning = ScanOptions {
+        gallery: pair.pictures(),
+        queries: None,
+        images: None,
+        label: LabelRule::Folder,
+        outside: false,
+    };
     let mut sizes = Vec::new();
     for _ in 0..TIMES {
         let stop = AtomicBool::new(false);

@@ -46,6 +46,16 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// An empty one with room for as much: growing by doubling would copy each body once more.
+    pub fn as_large_as(other: &Chunk) -> Chunk {
+        let body = Vec::with_capacity(other.body.len() + other.body.len() / 8);
+        Chunk {
+            body,
+            actions: Vec::with_capacity(other.actions.len()),
+            ids: HashSet::with_capacity(other.ids.len()),
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.actions.is_empty()
     }

@@ -120,7 +120,8 @@ impl Senders {
 
     fn flush(&mut self, which: usize) -> Result<(), EngineError> {
         let lane = &mut self.lanes[which];
-        let chunk = std::mem::take(&mut lane.open);
+        let next = Chunk::as_large_as(&lane.open);
+        let chunk = std::mem::replace(&mut lane.open, next);
         lock(&self.shared.counts).sent += chunk.actions.len() as u64;
         // A sender that stopped has said why.
         if lane.queue.send(chunk).is_err() || lock(&self.shared.stopped).is_some() {

@@ -1,16 +1,22 @@
 //! A CSV, JSONL or Parquet table with a row per picture, read by DataFusion.
 //!
-//! Columns: `path` (or `file_name`, `filename`), and if wanted `label`, `split` (`gallery` or `train`; `query` or
-//! `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder.
+//! Columns: `path` (or `file_name`, `filename`), and if wanted `label` (or another that [`LabelRule::Column`] names), `split`
+//! (`gallery` or `train`; `query` or `test`), or OML's `is_query` and `is_gallery`. Relative paths count from the manifest's folder,
+//! or from [`ScanOptions::images`].
 //!
 //! Whoever wrote the list must not choose any file of the machine: a row that leads out of the folder, by an absolute path or by
 //! `..`, is a failure unless [`ScanOptions::outside`] allows it. A symbolic link is followed: it was put there by who may write
 //! in the folder.
 //!
+//! A manifest may lie in an object store, beside or above its pictures, and a row of any manifest may be a URL (`s3://…`); one that
+//! leads out of the manifest's folder is held as any other that does. Where rows count from a folder of an object store, none names a
+//! file of this machine.
+//!
 //! The rows keep their order and every value is taken as text: `007` stays a label of three characters.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Component, Path, PathBuf};
 
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
@@ -20,16 +26,30 @@ use datafusion::error::DataFusionError;
 use datafusion::prelude::{
     CsvReadOptions, DataFrame, JsonReadOptions, ParquetReadOptions, SessionConfig, SessionContext,
 };
+use tempfile::TempDir;
 
-use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split, leads_out};
+use super::find::leads_out;
+use super::source::Object;
+use super::{ImageRef, LabelRule, Scan, ScanError, ScanOptions, Source, Split};
+use crate::objects::{Bucket, ObjectUrl, is_url};
 use crate::panics;
 
+/// Columns that name the picture, the first that is there.
 const PATH: [&str; 3] = ["path", "file_name", "filename"];
 
 /// Whether `path` is a manifest, by its ending.
 pub fn is_manifest(path: &Path) -> bool {
     let ending = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     matches!(ending.as_str(), "csv" | "jsonl" | "ndjson" | "parquet")
+}
+
+/// What the names in a manifest count from: `images` if it is given, else its own folder, which may be one of an object store.
+pub(super) fn folder(manifest: &Path, images: Option<&Path>) -> PathBuf {
+    match (images, ObjectUrl::of(manifest)) {
+        (Some(images), _) => images.to_owned(),
+        (None, Some(url)) => PathBuf::from(url.folder().to_string()),
+        (None, None) => manifest.parent().unwrap_or(Path::new("")).to_owned(),
+    }
 }
 
 /// Adds the manifest's rows. A row that names no split belongs to `default`.
@@ -42,90 +62,296 @@ pub(super) async fn scan(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
-    let rule = &options.label;
-    let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
-    // DataFusion's chain of errors ends in the one that names the row.
-    let failed = |error: DataFusionError| wrong(error.strip_backtrace());
-    // In a task: a damaged Parquet file may make its reader panic.
-    let read = tokio::spawn(read(manifest.to_owned())).await;
-    let (names, batches) = read.map_err(|_| wrong(panics::DAMAGED.to_owned()))?.map_err(failed)?;
-    let find = |wanted: &[&str]| wanted.iter().find_map(|name| names.iter().position(|found| found == name));
-    let Some(path) = find(&PATH) else {
-        let found = names.join(", ");
-        return Err(wrong(format!("no column `path` (or file_name, filename); found: {found}")));
-    };
-    let (label, split) = (find(&["label"]), find(&["split"]));
-    let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
-    let folder = manifest.parent().unwrap_or(Path::new(""));
-    let absolute = std::path::absolute(folder).map_err(|error| wrong(error.to_string()))?;
-    let mut number = 0;
-    for batch in batches {
-        let column = |index| Column::new(&batch, index).map_err(wrong);
-        let (paths, labels, splits) = (column(Some(path))?, column(label)?, column(split)?);
-        let (queries, galleries) = (column(is_query)?, column(is_gallery)?);
-        for row in 0..batch.num_rows() {
-            number += 1;
-            let Some(path) = paths.get(row) else {
-                scan.fail(&format!("row {number}"), default, "name", "the row names no picture");
-                continue;
-            };
-            let sides = match is_query.or(is_gallery) {
-                Some(_) => flagged(&queries, &galleries, row),
-                None => named(splits.get(row), default).map(|split| vec![split]),
-            };
-            let sides = sides.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
-            if sides.is_empty() {
-                scan.skip("rows that are neither query nor gallery");
-            }
-            for split in sides {
-                let id = id(path, folder, &absolute);
-                if path.contains('\0') {
-                    let reason = format!("the path of row {number} holds a NUL, which no file's name can");
-                    scan.fail(&id, split, "name", reason);
-                    continue;
+    let folder = folder(manifest, options.images.as_deref());
+    let columns = &PATH;
+    let rows = Rows { columns, folder: &folder, prefix: "", split: default, labelled_by_folders: false };
+    Table::open(manifest).await?.scan(&rows, options, scan).await
+}
+
+/// What the rows of a table mean.
+pub(super) struct Rows<'a> {
+    /// Those that name the picture, the first that is there.
+    pub columns: &'a [&'a str],
+    /// What relative names count from.
+    pub folder: &'a Path,
+    /// What goes before a name to make an id of it: nothing, or a folder and a `/`.
+    pub prefix: &'a str,
+    /// Of a row that names none.
+    pub split: Split,
+    /// Whether the folders in a name are its class where there is no column for it.
+    pub labelled_by_folders: bool,
+}
+
+/// A table whose columns are known, and whose rows are not read yet.
+pub(super) struct Table<'a> {
+    path: &'a Path,
+    frame: DataFrame,
+    pub columns: Vec<String>,
+    /// What is read of one in an object store; it goes with the table.
+    _copy: Option<TempDir>,
+}
+
+impl Table<'_> {
+    pub(super) async fn open(path: &Path) -> Result<Table<'_>, ScanError> {
+        let (file, copy) = match ObjectUrl::of(path) {
+            Some(url) => copy(path, &url)?,
+            None => (path.to_owned(), None),
+        };
+        let frame = careful(path, async move { open(&file).await }).await?;
+        let columns = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
+        Ok(Table { path, frame, columns, _copy: copy })
+    }
+
+    pub(super) async fn scan(
+        self,
+        rows: &Rows<'_>,
+        options: &ScanOptions,
+        scan: &mut Scan,
+    ) -> Result<(), ScanError> {
+        let Table { path: manifest, frame, columns, _copy } = self;
+        let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
+        let batches = careful(manifest, frame.collect()).await?;
+        let find =
+            |wanted: &[&str]| wanted.iter().find_map(|name| columns.iter().position(|found| found == name));
+        let found = || format!("found: {}", columns.join(", "));
+        let Some(path) = find(rows.columns) else {
+            let (first, rest) = rows.columns.split_first().unwrap_or((&"path", &[]));
+            return Err(wrong(format!("no column `{first}` (or {}); {}", rest.join(", "), found())));
+        };
+        let label = match &options.label {
+            LabelRule::Column(column) => match find(&[column]) {
+                None => {
+                    let (what, path, column) = (rows.split.input(), manifest.to_owned(), column.clone());
+                    return Err(ScanError::NoColumn { what, path, column, found: found() });
                 }
-                if !options.outside && leads_out(Path::new(&id)) {
-                    let reason = format!(
-                        "row {number} leads out of the manifest's folder; move the manifest above its pictures, or set \
-                         input.outside = true if whoever wrote it may name any file"
-                    );
-                    scan.fail(&id, split, "outside", reason);
+                label => label,
+            },
+            _ => find(&["label"]),
+        };
+        let split = find(&["split"]);
+        let (is_query, is_gallery) = (find(&["is_query"]), find(&["is_gallery"]));
+        let place = Place::of(rows.folder, options, "manifest").map_err(|error| wrong(error.to_string()))?;
+        let mut objects = Objects::default();
+        let mut number = 0;
+        for batch in batches {
+            let column = |index| Column::new(&batch, index).map_err(wrong);
+            let (paths, labels, splits) = (column(Some(path))?, column(label)?, column(split)?);
+            let (queries, galleries) = (column(is_query)?, column(is_gallery)?);
+            for row in 0..batch.num_rows() {
+                number += 1;
+                let Some(path) = paths.get(row) else {
+                    scan.fail(&format!("row {number}"), rows.split, "name", "the row names no picture");
                     continue;
+                };
+                let sides = match is_query.or(is_gallery) {
+                    Some(_) => flagged(&queries, &galleries, row),
+                    None => named(splits.get(row), rows.split).map(|split| vec![split]),
+                };
+                let sides = sides.map_err(|reason| wrong(format!("row {number} ({path}): {reason}")))?;
+                if sides.is_empty() {
+                    scan.skip("rows that are neither query nor gallery");
                 }
-                let file = folder.join(path);
-                match std::fs::metadata(&file) {
-                    Ok(kind) if kind.is_file() => {
-                        let given = labels.get(row).map(str::to_owned);
-                        let label = match rule {
-                            LabelRule::Regex(_) if label.is_none() => rule.label(&id),
-                            _ => given,
-                        };
-                        scan.images.push(ImageRef { id, split, label, source: Source::File(file) });
+                for split in sides {
+                    let name = place.name(path);
+                    let id = if is_url(&name) { name.clone() } else { format!("{}{name}", rows.prefix) };
+                    let listed = format!("row {number}");
+                    match place.picture(path, &name, &listed) {
+                        Err((kind, reason)) => scan.fail(&id, split, kind, reason),
+                        Ok(source) => {
+                            let label = match &options.label {
+                                _ if label.is_some() => labels.get(row).map(str::to_owned),
+                                rule @ LabelRule::Regex(_) => rule.label(&id),
+                                rule if rows.labelled_by_folders => rule.label(&name),
+                                _ => None,
+                            };
+                            objects.add(listed, ImageRef { id, split, label, source }, scan);
+                        }
                     }
-                    Ok(_) => scan.fail(
-                        &id,
-                        split,
-                        "not_a_file",
-                        format!("row {number} names a folder or a device"),
-                    ),
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        let reason =
-                            format!("the file that row {number} names is missing: {}", file.display());
-                        scan.fail(&id, split, "missing", reason);
-                    }
-                    Err(error) => scan.fail(&id, split, "unreadable", error.to_string()),
                 }
             }
         }
+        objects.find(scan)
     }
-    Ok(())
 }
 
-/// The names of the columns, and the rows.
-async fn read(manifest: PathBuf) -> datafusion::error::Result<(Vec<String>, Vec<RecordBatch>)> {
-    let frame = open(&manifest).await?;
-    let names = frame.schema().fields().iter().map(|field| field.name().clone()).collect();
-    Ok((names, frame.collect().await?))
+/// What the names of a list count from.
+pub(super) enum Home {
+    Disk(PathBuf),
+    Store(ObjectUrl),
+}
+
+impl Home {
+    pub(super) fn of(folder: &Path) -> Home {
+        ObjectUrl::of(folder).map_or_else(|| Home::Disk(folder.to_owned()), Home::Store)
+    }
+
+    /// Where the picture of an id is; `None` where there is no such place.
+    pub(super) fn source(&self, id: &str) -> Option<Source> {
+        if is_url(id) {
+            return ObjectUrl::parse(id).ok().map(|url| Source::Object(Object::at(url)));
+        }
+        match self {
+            Home::Disk(folder) => Some(Source::File(folder.join(id))),
+            Home::Store(folder) => Some(Source::Object(Object::at(below(folder, id)?))),
+        }
+    }
+}
+
+/// An object as counted from a folder; `..` leads up, but not out of the bucket. An absolute path is one of a machine.
+fn below(folder: &ObjectUrl, name: &str) -> Option<ObjectUrl> {
+    let mut parts: Vec<&str> = folder.key.split('/').filter(|part| !part.is_empty()).collect();
+    for part in Path::new(name).components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::CurDir => {}
+            Component::ParentDir => drop(parts.pop()?),
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    Some(ObjectUrl { key: parts.join("/"), ..folder.clone() })
+}
+
+/// Where the pictures are that a list names.
+pub(super) struct Place<'a> {
+    home: Home,
+    /// The folder, in whole.
+    absolute: PathBuf,
+    options: &'a ScanOptions,
+    /// What to call the list.
+    list: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// Errors: there is no current folder to count from.
+    pub(super) fn of(folder: &Path, options: &'a ScanOptions, list: &'a str) -> io::Result<Place<'a>> {
+        let home = Home::of(folder);
+        let absolute = match &home {
+            Home::Disk(folder) => std::path::absolute(folder)?,
+            Home::Store(_) => PathBuf::new(),
+        };
+        Ok(Place { home, absolute, options, list })
+    }
+
+    /// What a picture is called whose path is written so: as counted from the folder, where it lies below it.
+    pub(super) fn name(&self, path: &str) -> String {
+        match (&self.home, ObjectUrl::parse(path)) {
+            (Home::Store(folder), Ok(url))
+                if (url.scheme, &url.bucket) == (folder.scheme, &folder.bucket) =>
+            {
+                folder.name_of(&url.key).map_or(url.to_string(), str::to_owned)
+            }
+            (_, Ok(url)) => url.to_string(),
+            (Home::Disk(folder), Err(_)) => id(path, folder, &self.absolute),
+            (Home::Store(_), Err(_)) => id(path, Path::new(""), Path::new("")),
+        }
+    }
+
+    /// The picture at `path`, as it is written; `name` is the same, cleaned. Of a file it is known to be there, of an object not yet.
+    /// Errors: the kind of failure, and the reason.
+    pub(super) fn picture(
+        &self,
+        path: &str,
+        name: &str,
+        row: &str,
+    ) -> Result<Source, (&'static str, String)> {
+        if path.contains('\0') {
+            return Err(("name", format!("the path of {row} holds a NUL, which no file's name can")));
+        }
+        let list = self.list;
+        if !self.options.outside && (is_url(name) || leads_out(Path::new(name))) {
+            let reason = match self.options.images {
+                None => format!(
+                    "{row} leads out of the {list}'s folder; move the {list} above its pictures, or set \
+                     input.outside = true if whoever wrote it may name any file"
+                ),
+                Some(_) => format!(
+                    "{row} leads out of input.images; name a folder above it there, or set input.outside = true if \
+                     whoever wrote the {list} may name any file"
+                ),
+            };
+            return Err(("outside", reason));
+        }
+        let file = match (&self.home, self.home.source(name)) {
+            (Home::Disk(folder), Some(Source::File(_))) => folder.join(path),
+            (_, Some(source)) => return Ok(source),
+            (_, None) => {
+                let reason = format!("{row} names neither a file nor an object that this {list} may name");
+                return Err(("name", reason));
+            }
+        };
+        match std::fs::metadata(&file) {
+            Ok(kind) if kind.is_file() => Ok(Source::File(file)),
+            Ok(_) => Err(("not_a_file", format!("{row} names a folder or a device"))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Err(("missing", format!("the file that {row} names is missing: {}", file.display())))
+            }
+            Err(error) => Err(("unreadable", error.to_string())),
+        }
+    }
+}
+
+/// The objects that a list names, each with its row: whether they are there is asked of many at a time.
+#[derive(Default)]
+pub(super) struct Objects(BTreeMap<String, Vec<(String, ImageRef, Object)>>);
+
+impl Objects {
+    /// Keeps a picture that is an object; another one is among those of `scan` at once.
+    pub(super) fn add(&mut self, row: String, image: ImageRef, scan: &mut Scan) {
+        match image.source.clone() {
+            Source::Object(object) => {
+                let bucket = format!("{}://{}", object.url.scheme.name(), object.url.bucket);
+                self.0.entry(bucket).or_default().push((row, image, object));
+            }
+            _ => scan.images.push(image),
+        }
+    }
+
+    /// Asks which of them are there.
+    pub(super) fn find(self, scan: &mut Scan) -> Result<(), ScanError> {
+        for rows in self.0.into_values() {
+            let Some((_, _, first)) = rows.first() else { continue };
+            let bucket = Bucket::of(&first.url)?;
+            let found = bucket.look_up(rows.iter().map(|(_, _, object)| object.url.key.clone()).collect())?;
+            for ((row, image, Object { url, .. }), found) in rows.into_iter().zip(found) {
+                match found {
+                    Some(found) => {
+                        let object = Object { url, size: Some(found.size), e_tag: found.e_tag };
+                        scan.images.push(ImageRef { source: Source::Object(object), ..image });
+                    }
+                    None => {
+                        let reason = format!("the object that {row} names is missing: {url}");
+                        scan.fail(&image.id, image.split, "missing", reason);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A copy of a manifest in an object store, of the same name, in a folder that goes when the second value does.
+fn copy(manifest: &Path, url: &ObjectUrl) -> Result<(PathBuf, Option<TempDir>), ScanError> {
+    let wrong =
+        |error: io::Error| ScanError::Manifest { path: manifest.to_owned(), reason: error.to_string() };
+    let bucket = Bucket::of(url)?;
+    let found = bucket.look_up(vec![url.key.clone()])?.into_iter().flatten().next();
+    let found = found.ok_or_else(|| wrong(io::Error::other("there is no such object")))?;
+    let folder = tempfile::Builder::new().prefix(".imagedex-").tempdir().map_err(wrong)?;
+    let path = folder.path().join(manifest.file_name().unwrap_or_default());
+    let file = File::create(&path).map_err(wrong)?;
+    bucket.download(url, found.size, file).map_err(wrong)?;
+    Ok((path, Some(folder)))
+}
+
+/// In a task: a damaged Parquet file may make its reader panic.
+async fn careful<T: Send + 'static>(
+    manifest: &Path,
+    work: impl Future<Output = datafusion::error::Result<T>> + Send + 'static,
+) -> Result<T, ScanError> {
+    let wrong = |reason: String| ScanError::Manifest { path: manifest.to_owned(), reason };
+    let done = tokio::spawn(work).await.map_err(|_| wrong(panics::DAMAGED.to_owned()))?;
+    // DataFusion's chain of errors ends in the one that names the row.
+    done.map_err(|error| wrong(error.strip_backtrace()))
 }
 
 async fn open(manifest: &Path) -> datafusion::error::Result<DataFrame> {

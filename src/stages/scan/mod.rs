@@ -1,23 +1,32 @@
-//! Folders and manifests → [`ImageRef`]s, in stable order.
+//! Folders, manifests, COCO files and archives → [`ImageRef`]s, in stable order.
 //!
 //! Nothing is decoded here. What a newcomer would get wrong: a file that cannot become a picture is never dropped in
 //! silence. It is a [`Failure`] where somebody meant it to be one, and counted as skipped where its ending says that it
 //! is something else.
 
+mod coco;
+mod find;
 mod folder;
 mod folders;
+mod imagefolder;
+mod known;
 mod manifest;
+mod objects;
+mod pattern;
 mod source;
+mod tar;
+mod webdataset;
 
+pub use find::Places;
 pub use folders::Folders;
+pub use known::Known;
 pub use manifest::is_manifest;
-pub use source::{Content, Source};
+pub use source::{Archive, Content, Object, Source};
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::ops::Not;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
@@ -26,6 +35,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::decode::Failure;
+use crate::objects::{ObjectError, ObjectUrl, hashes};
+use crate::progress::Progress;
 
 /// Why there is nothing to work on. Exit code 2: the input has to be put right.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +45,7 @@ pub enum ScanError {
     #[error("{what} {path} cannot be read: {reason}")]
     Unreadable { what: &'static str, path: PathBuf, reason: std::io::Error },
     /// The key names a file of another kind. Name the folder that holds it, or a manifest.
-    #[error("{what} {path} is not a folder, nor a .csv, .jsonl or .parquet manifest")]
+    #[error("{what} {path} is not a folder, nor a .csv, .jsonl or .parquet manifest, a COCO .json or a .tar")]
     NotAFolder { what: &'static str, path: PathBuf },
     #[error("{what} {path} holds no pictures ({seen}); check the path")]
     Empty { what: &'static str, path: PathBuf, seen: String },
@@ -44,6 +55,30 @@ pub enum ScanError {
          run again"
     )]
     Vanished { what: &'static str, path: PathBuf },
+    /// Somebody wrote it anew or moved it, so places in it mean nothing any more. Exit code 4.
+    #[error(
+        "{what}: archive {path} changed or went away while its pictures were read, and what is stored of them was kept; let its writer \
+         finish, then run again"
+    )]
+    Changed { what: &'static str, path: PathBuf },
+    /// Pictures are read where they lie in an archive, so each must lie there whole and as it is (docs/input-and-sql.md).
+    #[error("archive {path}: {reason}")]
+    Archive { path: PathBuf, reason: String },
+    /// Correct the name in `input.label`, or choose another rule.
+    #[error("{what} {path} has no column `{column}`, which input.label names; {found}")]
+    NoColumn { what: &'static str, path: PathBuf, column: String, found: String },
+    /// The object store, its network, or the credentials. Exit code 4, unlike the others.
+    #[error(
+        "{what}: {url} stopped answering while its pictures were read ({reason}), and what is stored of them was kept; run again once it \
+         answers"
+    )]
+    ObjectsVanished { what: &'static str, url: String, reason: String },
+    /// An object store may hold a folder of pictures, or a manifest (docs/object-stores.md).
+    #[error("{what} {url}: {found} is read from this machine alone; {remedy}")]
+    NotInStores { what: &'static str, url: String, found: &'static str, remedy: &'static str },
+    /// See ObjectError. Exit code 4 where the store does not answer.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     /// The reason names the row, or the column that is missing. Mend the manifest (docs/input-and-sql.md).
     #[error("manifest {path}: {reason}")]
     Manifest { path: PathBuf, reason: String },
@@ -59,6 +94,8 @@ pub enum LabelRule {
     TopFolder,
     /// The group `label` of a pattern, or its first group, found in the id. Only on request: no rule guesses.
     Regex(Regex),
+    /// A column of a manifest or of a folder's metadata; a member or a JSON key of a sample; a category's `name` or `supercategory`.
+    Column(String),
     /// Pictures have no class.
     None,
 }
@@ -83,7 +120,7 @@ impl LabelRule {
                 let captures = regex.captures(id)?;
                 captures.name("label").or_else(|| captures.get(1)).map(|group| group.as_str())
             }
-            LabelRule::None => None,
+            LabelRule::Column(_) | LabelRule::None => None,
         };
         found.filter(|label| !label.is_empty()).map(str::to_owned)
     }
@@ -92,9 +129,12 @@ impl LabelRule {
 /// What is scanned.
 #[derive(Debug, Clone)]
 pub struct ScanOptions {
-    /// A folder, or a manifest by its ending.
+    /// A folder; by its ending a manifest, a COCO file or a tar file; or a pattern of tar files. A folder or a manifest may lie in an
+    /// object store (`s3://bucket/folder`).
     pub gallery: PathBuf,
     pub queries: Option<PathBuf>,
+    /// What the names in a manifest or in a COCO file count from, if not from where they lie.
+    pub images: Option<PathBuf>,
     pub label: LabelRule,
     /// Whether rows of a manifest may name pictures outside of its folder.
     pub outside: bool,
@@ -157,7 +197,7 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
     // One manifest may hold both sides, and is then read once.
     if let Some(queries) = queries {
         let before = scan.counts();
-        if !(queries == gallery && is_manifest(queries)) {
+        if !(queries == gallery && holds_both(queries)) {
             scan_root("queries", queries, Split::Query, options, &mut scan).await?;
         }
         require("queries", queries, Split::Query, &scan, before)?;
@@ -171,7 +211,7 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
                 let label = |image: &ImageRef| image.label.clone().unwrap_or_else(|| "no label".to_owned());
                 let (first, again) = (label(first), label(&image));
                 let reason = format!(
-                    "the id is taken by an earlier row; it keeps that row's label ({first}), not {again}"
+                    "the id is taken by an earlier row or member; it keeps that one's label ({first}), not {again}"
                 );
                 scan.fail(&image.id, image.split, "duplicate", reason);
             }
@@ -185,21 +225,47 @@ pub async fn scan(options: &ScanOptions) -> Result<Scan, ScanError> {
     Ok(scan)
 }
 
-/// Where the picture with this id lies, below the folder or beside the manifest that `root` is. A server may answer with any id:
-/// nothing where it would lead out of the folder. A manifest may name pictures anywhere, if it is allowed to.
-pub fn file_of(root: &Path, id: &str) -> Option<PathBuf> {
-    if is_manifest(root) {
-        return Some(root.parent().unwrap_or(Path::new("")).join(id));
+/// What `input.gallery` or `input.queries` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Root {
+    /// The rest, which may also be no folder.
+    Folder,
+    Manifest,
+    Coco,
+    Archive,
+    /// Of archives.
+    Pattern,
+    /// In an object store, and no manifest.
+    Objects,
+}
+
+impl Root {
+    /// Of a URL the disk is not asked.
+    fn of(root: &Path) -> Root {
+        match root {
+            _ if ObjectUrl::of(root).is_some() => {
+                if is_manifest(root) {
+                    Root::Manifest
+                } else {
+                    Root::Objects
+                }
+            }
+            _ if root.is_dir() => Root::Folder,
+            _ if pattern::is_pattern(root) && !root.exists() => Root::Pattern,
+            _ if is_manifest(root) => Root::Manifest,
+            _ if coco::is_coco(root) => Root::Coco,
+            _ if webdataset::is_archive(root) => Root::Archive,
+            _ => Root::Folder,
+        }
     }
-    leads_out(Path::new(id)).not().then(|| root.join(id))
 }
 
-/// Whether a path, taken from some folder, may end outside of it: it is absolute, or has a part `..`.
-fn leads_out(path: &Path) -> bool {
-    !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+/// Whether pictures of both sides may come from `root`: a manifest with a column for that, or a folder with metadata of splits.
+pub fn holds_both(root: &Path) -> bool {
+    is_manifest(root) || (ObjectUrl::of(root).is_none() && imagefolder::has_splits(root))
 }
 
-/// One folder, all of one split; or one manifest, whose rows may name their split.
+/// One input, all of one split but for rows that name theirs.
 async fn scan_root(
     what: &'static str,
     root: &Path,
@@ -207,16 +273,49 @@ async fn scan_root(
     options: &ScanOptions,
     scan: &mut Scan,
 ) -> Result<(), ScanError> {
+    let kind = Root::of(root);
+    if let Some(url) = ObjectUrl::of(root) {
+        return match kind {
+            Root::Manifest => manifest::scan(root, split, options, scan).await,
+            _ => objects::scan(&url, split, &options.label, scan).await,
+        };
+    }
     let unreadable = |reason| ScanError::Unreadable { what, path: root.to_owned(), reason };
-    let kind = std::fs::metadata(root).map_err(unreadable)?;
-    if kind.is_dir() {
+    if kind == Root::Pattern {
+        let base = pattern::base(root);
+        let mut shards = Vec::new();
+        for path in pattern::files(root).map_err(unreadable)? {
+            shards.push(shard(what, &base, path)?);
+        }
+        return webdataset::scan(&shards, split, &options.label, scan);
+    }
+    let file = std::fs::metadata(root).map_err(unreadable)?;
+    if file.is_dir() {
         std::fs::read_dir(root).map_err(unreadable)?;
         scan.folders.note(root, split)?;
-        folder::scan(root, split, &options.label, scan)
-    } else if is_manifest(root) {
-        manifest::scan(root, split, options, scan).await
-    } else {
-        Err(ScanError::NotAFolder { what, path: root.to_owned() })
+        return match imagefolder::scan(root, split, options, scan).await? {
+            true => Ok(()),
+            false => folder::scan(root, split, &options.label, scan),
+        };
+    }
+    match kind {
+        _ if !file.is_file() => Err(ScanError::NotAFolder { what, path: root.to_owned() }),
+        Root::Manifest => manifest::scan(root, split, options, scan).await,
+        Root::Coco => coco::scan(root, split, options, scan),
+        Root::Archive => {
+            let shard = shard(what, root.parent().unwrap_or(Path::new("")), root.to_owned())?;
+            webdataset::scan(&[shard], split, &options.label, scan)
+        }
+        _ => Err(ScanError::NotAFolder { what, path: root.to_owned() }),
+    }
+}
+
+/// A tar file that is named itself, or by a pattern; its pictures are called by its path below `base`.
+fn shard(what: &'static str, base: &Path, path: PathBuf) -> Result<webdataset::Shard, ScanError> {
+    let id = folder::id(path.strip_prefix(base).unwrap_or(&path));
+    match id.filter(|_| webdataset::is_archive(&path) && path.is_file()) {
+        Some(id) => Ok(webdataset::Shard { path, id }),
+        None => Err(ScanError::NotAFolder { what, path }),
     }
 }
 
@@ -257,12 +356,27 @@ fn shown(path: &Path) -> String {
 ///
 /// When `stop` is set the rest is left out of both lists. Files are read in pieces: their size does not matter.
 pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure>) {
+    hash_unless_known(images, &mut Known::default(), |_| true, stop)
+}
+
+/// The same; of objects those alone are read that are not `known`, and those that are read become so.
+///
+/// An object that is not `stored`, and whose content is not known under another name, will be embedded whatever it is. It is not
+/// read now only to be fetched again then: its hash stays empty, which is the hash of nothing.
+pub fn hash_unless_known(
+    images: Vec<ImageRef>,
+    known: &mut Known,
+    stored: impl Fn(&ImageRef) -> bool,
+    stop: &AtomicBool,
+) -> (Vec<Seen>, Vec<Failure>) {
+    let early = hash_objects(&images, known, stored, stop);
     let hashed: Vec<Result<Seen, Failure>> = images
         .into_par_iter()
+        .zip(early)
         .filter(|_| !stop.load(Ordering::Relaxed))
         .map_init(
             || vec![0; 1 << 16],
-            |buffer, image| match hash_content(&image.source, buffer) {
+            |buffer, (image, early)| match early.unwrap_or_else(|| hash_content(&image.source, buffer)) {
                 Ok(None) => Err(failure(&image, "empty", "the file is empty".to_owned())),
                 Ok(Some(sha256)) => Ok(Seen { image, sha256 }),
                 Err(error) => Err(failure(&image, "unreadable", error.to_string())),
@@ -278,6 +392,49 @@ pub fn hash(images: Vec<ImageRef>, stop: &AtomicBool) -> (Vec<Seen>, Vec<Failure
         }
     }
     (seen, failures)
+}
+
+/// What became of a picture's hash: nothing where it has no bytes.
+type Hashed = std::io::Result<Option<String>>;
+
+/// The hashes of those `images` that are objects, in their place. Many are read at a time, as the answer to each takes its time.
+fn hash_objects(
+    images: &[ImageRef],
+    known: &mut Known,
+    stored: impl Fn(&ImageRef) -> bool,
+    stop: &AtomicBool,
+) -> Vec<Option<Hashed>> {
+    /// Objects between two looks at `stop`.
+    const AT_ONCE: usize = 1_024;
+    let mut hashed: Vec<Option<Hashed>> = images.iter().map(|_| None).collect();
+    let mut wanted = Vec::new();
+    let contents = known.contents();
+    for (i, image) in images.iter().enumerate() {
+        if let Source::Object(object) = &image.source {
+            match known.hash(object) {
+                Some(sha256) => hashed[i] = Some(Ok(Some(sha256))),
+                None if object.size == Some(0) => hashed[i] = Some(Ok(None)),
+                None if !contents.contains(&object.e_tag) && !stored(image) => {
+                    hashed[i] = Some(Ok(Some(String::new())));
+                }
+                None => wanted.push((i, object)),
+            }
+        }
+    }
+    let mut progress = Progress::start("read", wanted.len() as u64);
+    for part in wanted.chunks(AT_ONCE).take_while(|_| !stop.load(Ordering::Relaxed)) {
+        let found = hashes(part.iter().map(|(_, object)| (object.url.clone(), object.size)).collect());
+        let failed = found.iter().filter(|found| found.is_err()).count();
+        progress.advance(part.len() - failed, failed);
+        for ((i, object), found) in part.iter().zip(found) {
+            if let Ok(Some(sha256)) = &found {
+                known.note(object, sha256);
+            }
+            hashed[*i] = Some(found);
+        }
+    }
+    progress.finish();
+    hashed
 }
 
 /// Hex SHA-256 of a picture's bytes; nothing where there are none.
@@ -364,23 +521,13 @@ pub struct ImageRef {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seen {
     pub image: ImageRef,
-    /// Hex SHA-256 of the file's bytes.
+    /// Hex SHA-256 of the file's bytes. Empty for a new object, which is read when it is embedded.
     pub sha256: String,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_id_does_not_lead_out_of_a_folder() {
-        let folder = Path::new("photos");
-        assert_eq!(file_of(folder, "a/..b/1.jpg"), Some(PathBuf::from("photos/a/..b/1.jpg")));
-        for id in ["../1.jpg", "a/../../1.jpg", "/etc/1.jpg", ".."] {
-            assert_eq!(file_of(folder, id), None, "{id}");
-        }
-        assert_eq!(file_of(Path::new("lists/a.csv"), "../1.jpg"), Some(PathBuf::from("lists/../1.jpg")));
-    }
 
     #[test]
     fn labels_come_from_folders_or_from_an_explicit_pattern() {

@@ -10,6 +10,7 @@ use deltalake::DeltaTableError;
 use deltalake::kernel::transaction::TransactionError;
 
 use crate::config::Budget;
+use crate::objects::ObjectError;
 
 /// One setting that the stored vectors were made with, beside the one asked for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +73,14 @@ pub enum StoreError {
         "{path} was written by a program that is newer than this one: {reason}; use a newer imagedex, or name another table"
     )]
     Newer { path: String, reason: String },
+    #[error(
+        "{url} is in a store that writes over objects although it is asked not to (If-None-Match), so two runs could spoil the table; use \
+         another store for features.table, or a newer version of this one"
+    )]
+    Unconditional { url: String },
+    /// See ObjectError. Exit code 2 where the configuration is at fault.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
     #[error("another program wrote to {path} at the same time ({reason}); let it finish, then run again")]
     Conflict { path: String, reason: String },
     /// A file that is imported holds what no table can. Mend the file, and import it again.
@@ -89,7 +98,13 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the configuration is at fault rather than disk, table or another program.
     pub fn is_usage(&self) -> bool {
-        matches!(self, StoreError::FingerprintMismatch { .. } | StoreError::NotATable { .. })
+        match self {
+            StoreError::FingerprintMismatch { .. }
+            | StoreError::NotATable { .. }
+            | StoreError::Unconditional { .. } => true,
+            StoreError::Object(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     /// A file of the table's that cannot be read, or is not as it was written.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,8 +15,9 @@ use image::{Rgb, RgbImage};
 use rayon::prelude::*;
 
 use super::escape;
+use crate::objects::{Ahead, Early};
 use crate::stages::decode::{self, DecodeOptions, Exif};
-use crate::stages::scan::{self, Split};
+use crate::stages::scan::{Places, Source, Split};
 
 /// Thumbnails in a row of a sheet, and rows.
 const PER_ROW: usize = 8;
@@ -24,33 +25,47 @@ const PER_SHEET: usize = PER_ROW * PER_ROW;
 /// Sides of a thumbnail in pixels and qualities of its JPEG, from the best on. Sides are multiples of 16, the block
 /// that shares its colours, so that no thumbnail colours its neighbour.
 const RUNGS: [(u32, f32); 5] = [(96, 76.0), (80, 70.0), (64, 66.0), (64, 54.0), (48, 50.0)];
+/// Bytes of objects that are fetched before they are decoded.
+const AHEAD: u64 = 64 << 20;
 /// What is around a picture that is no square, on a light page and on a dark one.
 const MAT: Rgb<u8> = Rgb([40, 44, 52]);
 
 /// Where the pictures of a report are read from.
 #[derive(Debug, Clone, Copy)]
 pub struct Pictures<'a> {
-    /// A folder or a manifest.
+    /// As `input.gallery`, `input.queries` and `input.images` name them.
     pub gallery: &'a Path,
     pub queries: Option<&'a Path>,
+    pub images: Option<&'a Path>,
     /// Width x height above which a file is not decoded.
     pub max_pixels: u64,
 }
 
 impl Pictures<'_> {
-    fn file(&self, (split, id): (Split, &str)) -> Option<PathBuf> {
-        let root = match split {
-            Split::Gallery => self.gallery,
-            Split::Query => self.queries.unwrap_or(self.gallery),
-        };
-        scan::file_of(root, id)
+    /// Where these are, in their order.
+    fn sources(&self, wanted: &[(Split, &str)]) -> Vec<Option<Source>> {
+        let mut found = vec![None; wanted.len()];
+        for side in [Split::Gallery, Split::Query] {
+            let root = match side {
+                Split::Gallery => self.gallery,
+                Split::Query => self.queries.unwrap_or(self.gallery),
+            };
+            let of_side = wanted.iter().enumerate().filter(|(_, (split, _))| *split == side);
+            let (at, ids): (Vec<usize>, Vec<&str>) = of_side.map(|(i, (_, id))| (i, *id)).unzip();
+            let sources = Places { root, images: self.images }.sources(&ids);
+            at.into_iter().zip(sources).for_each(|(i, source)| found[i] = source);
+        }
+        found
     }
 
     /// At most `side` pixels wide and high, in whole; never enlarged.
-    fn thumbnail(&self, picture: (Split, &str), side: u32) -> Option<RgbImage> {
-        let bytes = std::fs::read(self.file(picture)?).ok()?;
+    fn thumbnail(&self, source: &Source, side: u32) -> Option<RgbImage> {
+        self.small(&source.read().ok()?, side)
+    }
+
+    fn small(&self, bytes: &[u8], side: u32) -> Option<RgbImage> {
         let options = DecodeOptions { exif: Exif::Apply, max_pixels: self.max_pixels };
-        let image = decode::preview(&bytes, &options, side).ok()?;
+        let image = decode::preview(bytes, &options, side).ok()?;
         let image = RgbImage::from_raw(image.width, image.height, image.rgb)?;
         Some(within(image, side))
     }
@@ -80,8 +95,26 @@ pub struct Thumbnails<'a> {
 impl<'a> Thumbnails<'a> {
     /// Of these pictures, in `budget` bytes of CSS if the smallest size can do it.
     pub fn new(wanted: &[(Split, &'a str)], pictures: &Pictures, budget: usize) -> Thumbnails<'a> {
-        let read = |&picture: &(Split, &'a str)| Some((picture, pictures.thumbnail(picture, RUNGS[0].0)?));
-        let read: Vec<Option<((Split, &str), RgbImage)>> = wanted.par_iter().map(read).collect();
+        let side = RUNGS[0].0;
+        let sources = pictures.sources(wanted);
+        let mut read: Vec<Option<((Split, &str), RgbImage)>> = Vec::with_capacity(wanted.len());
+        for (wanted, sources) in wanted.chunks(PER_SHEET).zip(sources.chunks(PER_SHEET)) {
+            // Objects are on their way while others are decoded.
+            let ahead = Ahead::of(AHEAD);
+            let begin = |(&picture, source): (&(Split, &'a str), &'_ Option<Source>)| {
+                let early = source.as_ref().and_then(|source| source.fetch(&ahead, u64::MAX));
+                (picture, source.clone(), early)
+            };
+            let begun: Vec<_> = wanted.iter().zip(sources).map(begin).collect();
+            let small = |(picture, source, early): ((Split, &'a str), Option<Source>, Option<Early>)| {
+                let small = match early {
+                    Some(early) => pictures.small(&early.take().ok()?.0, side),
+                    None => pictures.thumbnail(&source?, side),
+                };
+                Some((picture, small?))
+            };
+            read.par_extend(begun.into_par_iter().map(small));
+        }
         let missing = read.iter().filter(|picture| picture.is_none()).count();
         let (names, mut images): (Vec<_>, Vec<_>) = read.into_iter().flatten().unzip();
         let place = names.into_iter().zip(0..).collect();
@@ -186,7 +219,7 @@ mod tests {
     #[test]
     fn thumbnails_shrink_until_they_fit() {
         let (folder, names) = folder(70);
-        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
+        let pictures = Pictures { gallery: folder.path(), queries: None, images: None, max_pixels: u64::MAX };
         let wanted: Vec<(Split, &str)> = names.iter().map(|name| (Split::Gallery, name.as_str())).collect();
         let large = Thumbnails::new(&wanted, &pictures, usize::MAX);
         assert_eq!((large.side, large.missing), (96, 0));
@@ -203,8 +236,8 @@ mod tests {
         let large =
             RgbImage::from_fn(2000, 1200, |x, y| Rgb([(x / 8) as u8, (y / 5) as u8, ((x + y) / 13) as u8]));
         large.save(folder.path().join("large.jpg")).unwrap();
-        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
-        let small = pictures.thumbnail((Split::Gallery, "large.jpg"), 96).unwrap();
+        let pictures = Pictures { gallery: folder.path(), queries: None, images: None, max_pixels: u64::MAX };
+        let small = pictures.thumbnail(&Source::File(folder.path().join("large.jpg")), 96).unwrap();
         let whole = within(large, 96);
         assert_eq!(small.dimensions(), whole.dimensions());
         let apart = small.iter().zip(whole.iter()).map(|(a, b)| a.abs_diff(*b)).max();
@@ -214,7 +247,7 @@ mod tests {
     #[test]
     fn a_picture_that_has_gone_is_a_blank_tile() {
         let (folder, _) = folder(1);
-        let pictures = Pictures { gallery: folder.path(), queries: None, max_pixels: u64::MAX };
+        let pictures = Pictures { gallery: folder.path(), queries: None, images: None, max_pixels: u64::MAX };
         let wanted = [(Split::Gallery, "gone.png"), (Split::Query, "0.png")];
         let thumbnails = Thumbnails::new(&wanted, &pictures, usize::MAX);
         assert_eq!(thumbnails.missing, 1);
