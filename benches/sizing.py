@@ -36,10 +36,10 @@ K = 10
 OPTIONS = ["hnsw", "int8_hnsw", "int4_hnsw", "bbq_hnsw", "flat", "int8_flat", "int4_flat", "bbq_flat", "bbq_disk"]
 GROWTH = ["int8_hnsw", "bbq_hnsw"]
 SHARDED = "int8_hnsw"
-SHARDS = [4, 16]
+SHARDS = [4]
 CANDIDATES = [10, 50, 100, 200, 500, 1000]
-RESCORED = [50, 100, 500]
-OVERSAMPLE = [2, 3, 5]
+RESCORED = [(100, 2), (100, 3), (100, 5), (500, 3)]
+FEW = [(10, 0), (100, 0), (500, 0), (100, 3)]
 COMMAND = "make bench-es-sizing"
 COLUMNS = ["figure", "option", "setting", "documents", "value", "unit", "source"]
 
@@ -159,6 +159,7 @@ class Bench:
         self.args, self.log, self.folder, self.count = args, log, folder, count
         self.server = Server(args.url)
         rows = gallery(exported, count)
+        self.real = count <= pc.sum(pc.equal(exported["split"], "gallery")).as_py()
         file = f"{folder}/vectors.parquet"
         pq.write_table(rows, file)
         self.imagedex("features", "import", file, "--table", f"{folder}/features")
@@ -256,19 +257,23 @@ class Bench:
                     self.log.add(f"offheap.{part}", name, "beside the heap", self.count, size / self.count, "B/document")
 
     def search(self, index, bodies):
-        """Core-milliseconds of the server a query, the median and the 95th percentile of a query, and what was found."""
-        # Twice before: what is compiled and read only once shall not count.
+        """Core-milliseconds of the server a query, the median and the 95th percentile of a query, and what was found: the better of two
+        rounds, since the server's own housekeeping and its compiler run beside them."""
+        # Once before: what is compiled and read only once shall not count.
         for body in bodies[: len(bodies) // 2]:
             self.server.ask("POST", f"/{index}/_search", body)
-        times, found = [], []
-        before = self.server.core_ms()
-        for body in bodies:
-            started = time.perf_counter()
-            answer = self.server.ask("POST", f"/{index}/_search", body)
-            times.append((time.perf_counter() - started) * 1e3)
-            found.append([int(hit["sort"][1][:7]) for hit in answer["hits"]["hits"]])
-        used = (self.server.core_ms() - before) / len(bodies)
-        return used, statistics.median(times), float(np.percentile(times, 95)), found
+        rounds = []
+        for _ in range(2):
+            times, found = [], []
+            before = self.server.core_ms()
+            for body in bodies:
+                started = time.perf_counter()
+                answer = self.server.ask("POST", f"/{index}/_search", body)
+                times.append((time.perf_counter() - started) * 1e3)
+                found.append([int(hit["sort"][1][:7]) for hit in answer["hits"]["hits"]])
+            used = (self.server.core_ms() - before) / len(bodies)
+            rounds.append((used, statistics.median(times), float(np.percentile(times, 95)), found))
+        return min(rounds, key=lambda measured: measured[0])
 
     def recall(self, found):
         """The share of the ten nearest that were found, by distance: ties with the tenth count."""
@@ -283,7 +288,9 @@ class Bench:
         self.log.add(f"{prefix}.cpu", option, setting, self.count, used, "core-ms/query")
         self.log.add(f"{prefix}.p50", option, setting, self.count, p50, "ms")
         self.log.add(f"{prefix}.p95", option, setting, self.count, p95, "ms")
-        self.log.add(f"{prefix}.recall", option, setting, self.count, self.recall(found), "of 10")
+        # Mixtures lie among one another otherwise than pictures do: what is found of them is not told as if they were.
+        name = "recall" if self.real else "recall_mixed"
+        self.log.add(f"{prefix}.{name}", option, setting, self.count, self.recall(found), "of 10")
 
     def exact(self, index):
         """`script_score`, as imagedex asks it."""
@@ -304,7 +311,7 @@ class Bench:
         if settings is None:
             settings = [(candidates, 0) for candidates in CANDIDATES]
             if option not in ("hnsw", "flat"):
-                settings += [(candidates, oversample) for candidates in RESCORED for oversample in OVERSAMPLE]
+                settings += RESCORED
             # No graph: all vectors are looked at, however many candidates are asked for.
             if option.endswith("flat"):
                 settings = [pair for pair in settings if pair[0] == 100]
@@ -352,7 +359,7 @@ def measure(args):
         options = [option for option in args.options if full or option in GROWTH]
         # A word of the log says that an index was measured to the end.
         left = [option for option in [None, *options] if not log.has(figure="done", option=option or "none", documents=count)]
-        sharded = [] if not full or count != max(args.counts) else [
+        sharded = [] if count != max(args.counts + args.growth) else [
             shards for shards in SHARDS if not log.has(figure="done", option=f"{SHARDED} x {shards}", documents=count)
         ]
         if not left and not sharded:
@@ -364,8 +371,7 @@ def measure(args):
                     index = bench.load(option, 1)
                     bench.sizes(index, option)
                     if option:
-                        few = [(10, 0), (100, 0), (500, 0), (100, 3)]
-                        bench.approximate(index, option, settings=None if full else few)
+                        bench.approximate(index, option, settings=None if full else FEW)
                     else:
                         bench.exact(index)
                     log.add("done", option or "none", "-", count, 1, "-")
@@ -374,8 +380,7 @@ def measure(args):
                     print(f"{option} at {count}: {refusal}", file=sys.stderr, flush=True)
             for shards in sharded:
                 index = bench.load(SHARDED, shards)
-                for candidates in (10, 100, 500):
-                    bench.approximate(index, SHARDED, f"shards{shards}", [(candidates, 0)])
+                bench.approximate(index, SHARDED, f"shards{shards}", [pair for pair in FEW if pair[1] == 0])
                 log.add("done", f"{SHARDED} x {shards}", "-", count, 1, "-")
             bench.clear()
 
@@ -433,7 +438,7 @@ def tables(rows):
             print(f"| {count:,} | {metric} | {row['value']:.1f} | {cell(value('scan.p50', metric, setting, count), '.1f')} | "
                   f"{cell(value('scan.rate', metric, setting, count))} |")
     settings = [f"candidates={candidates}" for candidates in CANDIDATES]
-    settings += [f"candidates={candidates},oversample={oversample}" for candidates in RESCORED for oversample in OVERSAMPLE]
+    settings += [f"candidates={candidates},oversample={oversample}" for candidates, oversample in RESCORED]
     for figure, form, title in (("recall", ".3f", "engine recall@10"), ("cpu", ".2f", "core-ms of the server a query"),
                                 ("p50", ".1f", "p50 ms"), ("p95", ".1f", "p95 ms")):
         names = [setting.replace("candidates=", "").replace(",oversample=", " x") for setting in settings]
@@ -468,8 +473,8 @@ def main():
     measuring.add_argument("log")
     measuring.add_argument("--url", required=True)
     measuring.add_argument("--imagedex", required=True)
-    measuring.add_argument("--counts", type=int, nargs="+", default=[20_000, 60_000])
-    measuring.add_argument("--growth", type=int, nargs="*", default=[240_000], help=f"larger ones, of {', '.join(GROWTH)} alone")
+    measuring.add_argument("--counts", type=int, nargs="+", default=[20_000])
+    measuring.add_argument("--growth", type=int, nargs="*", default=[100_000], help=f"larger ones, of {', '.join(GROWTH)} alone")
     measuring.add_argument("--options", nargs="+", default=OPTIONS)
     measuring.add_argument("--queries", type=int, default=200)
     measuring.add_argument("--scratch", help="folder for the tables; default: the system's")
