@@ -19,7 +19,6 @@ import datetime
 import http.client
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,9 +33,8 @@ import pyarrow.parquet as pq
 
 K = 10
 OPTIONS = ["hnsw", "int8_hnsw", "int4_hnsw", "bbq_hnsw", "flat", "int8_flat", "int4_flat", "bbq_flat", "bbq_disk"]
-GROWTH = ["int8_hnsw", "bbq_hnsw"]
-SHARDED = "int8_hnsw"
-SHARDS = [4]
+GROWTH = ["int8_hnsw", "bbq_hnsw", "hnsw", "int4_hnsw"]
+SHARDS = 4
 CANDIDATES = [10, 50, 100, 200, 500, 1000]
 RESCORED = [(100, 2), (100, 3), (100, 5), (500, 3)]
 FEW = [(10, 0), (100, 0), (500, 0), (100, 3)]
@@ -108,8 +106,11 @@ class Log:
 
 
 def machine():
-    names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{os.cpu_count()} cores of {names[0] if names else 'a processor'}"
+    about = dict(line.split(":", 1) for line in open("/proc/cpuinfo").read().split("\n\n")[0].splitlines())
+    about = {key.strip(): value.strip() for key, value in about.items()}
+    # The name of a virtual machine's processor may be no more than this; the family tells which it is.
+    zen = " Zen 5" if about.get("vendor_id") == "AuthenticAMD" and about.get("cpu family") == "26" else ""
+    return f"{os.cpu_count()} cores of {about.get('model name', 'a processor')}{zen}"
 
 
 def matrix(rows):
@@ -194,29 +195,25 @@ class Bench:
             f"incremental = false\nshards = {shards}\n{knn}"
         )
         self.server.settled()
-        before, started = self.server.core_ms(), time.perf_counter()
+        before = self.server.core_ms()
         self.imagedex("load", pipeline)
-        wall, loaded = time.perf_counter() - started, self.server.core_ms()
         (index,) = self.server.ask("GET", "/sizing-*")
-        self.server.settled()
-        segments = self.segments(index)
         self.server.ask("POST", f"/{index}/_flush?force=true")
-        store = self.server.ask("GET", f"/{index}/_stats/store")["_all"]["primaries"]["store"]["size_in_bytes"]
+        self.server.settled()
+        loaded = self.server.core_ms()
+        segments = self.segments(index)
         self.released(index)
-        loaded_and_waited, merging = self.server.core_ms(), time.perf_counter()
+        waited = self.server.core_ms()
         self.server.ask("POST", f"/{index}/_forcemerge?max_num_segments=1")
         self.server.settled()
         merged = self.server.core_ms()
-        seconds = time.perf_counter() - merging
         self.server.ask("POST", f"/{index}/_refresh")
         if shards == 1:
-            name = option or "none"
-            self.log.add("load.cpu", name, "until searchable", self.count, (loaded - before) / self.count, "core-ms/document")
-            self.log.add("merge.cpu", name, "to one segment", self.count, (merged - loaded_and_waited) / self.count, "core-ms/document")
-            self.log.add("merge.seconds", name, "to one segment", self.count, seconds, "s")
-            self.log.add("load.rate", name, "whole command", self.count, self.count / wall, "documents/s")
-            self.log.add("disk.loaded", name, "primary, before the merge", self.count, store / self.count, "B/document")
-            self.log.add("load.segments", name, "before the merge", self.count, segments, "segments")
+            name, store = option or "none", sum(segment["size_in_bytes"] for segment in segments)
+            self.log.add("load.cpu", name, "until merges rest", self.count, (loaded - before) / self.count, "core-ms/document")
+            self.log.add("merge.cpu", name, "to one segment", self.count, (merged - waited) / self.count, "core-ms/document")
+            self.log.add("disk.loaded", name, "primary, before that merge", self.count, store / self.count, "B/document")
+            self.log.add("load.segments", name, "before that merge", self.count, len(segments), "segments")
         return index
 
     def released(self, index):
@@ -232,14 +229,15 @@ class Bench:
         print("the server still keeps what was sent", file=sys.stderr, flush=True)
 
     def segments(self, index):
+        """The segments that are searched. Files of those that were merged away stay on the disk a while, and do not count."""
         shards = self.server.ask("GET", f"/{index}/_segments")["indices"][index]["shards"].values()
-        return sum(len(shard[0]["segments"]) for shard in shards)
+        return [segment for shard in shards for segment in shard[0]["segments"].values() if segment["search"]]
 
     def sizes(self, index, option):
         name = option or "none"
         self.server.ask("POST", f"/{index}/_flush?force=true")
-        whole = self.server.ask("GET", f"/{index}/_stats/store,dense_vector")["_all"]["primaries"]
-        store = whole["store"]["size_in_bytes"]
+        store = sum(segment["size_in_bytes"] for segment in self.segments(index))
+        whole = self.server.ask("GET", f"/{index}/_stats/dense_vector")["_all"]["primaries"]
         usage = self.server.ask("POST", f"/{index}/_disk_usage?run_expensive_tasks=true")[index]
         self.log.add("disk.store", name, "primary", self.count, store / self.count, "B/document")
         fields = {field: size["total_in_bytes"] for field, size in usage["fields"].items()}
@@ -247,7 +245,7 @@ class Bench:
         self.log.add("disk.exact", name, "field embedding", self.count, exact / self.count, "B/document")
         source = fields.get("_source", 0)
         self.log.add("disk.source", name, "field _source", self.count, source / self.count, "B/document")
-        self.log.add("disk.document", name, "all other fields", self.count, (store - exact - knn) / self.count, "B/document")
+        self.log.add("disk.other", name, "all else", self.count, (store - exact - knn - source) / self.count, "B/document")
         if option:
             self.log.add("disk.knn", name, "field embedding_knn", self.count, knn / self.count, "B/document")
             heap = whole["dense_vector"].get("off_heap", {})
@@ -256,23 +254,27 @@ class Bench:
                     part = key.removeprefix("total_").removesuffix("_size_bytes")
                     self.log.add(f"offheap.{part}", name, "beside the heap", self.count, size / self.count, "B/document")
 
+    def warm(self, index, bodies):
+        """The server compiles what it runs often, over some thousand queries: none of them shall count."""
+        for _ in range(10):
+            for one in bodies:
+                self.server.ask("POST", f"/{index}/_search", one)
+
+    def scan(self, query, metric, among):
+        """`script_score`, as imagedex asks it, among the documents of a query."""
+        scripts = {"cosine": "cosineSimilarity(params.q, 'embedding') + 1.0", "l1": "1 / (1 + l1norm(params.q, 'embedding'))"}
+        script = {"source": "doc['embedding'].size() == 0 ? 0 : " + scripts[metric], "params": {"q": query.tolist()}}
+        return body({"query": {"script_score": {"query": among, "script": script}}})
+
     def search(self, index, bodies):
-        """Core-milliseconds of the server a query, the median and the 95th percentile of a query, and what was found: the better of two
-        rounds, since the server's own housekeeping and its compiler run beside them."""
-        # Once before: what is compiled and read only once shall not count.
-        for body in bodies[: len(bodies) // 2]:
-            self.server.ask("POST", f"/{index}/_search", body)
+        """Core-milliseconds of the server a query, and what was found: the best of three rounds, since the server's own housekeeping
+        and its compiler run beside them."""
         rounds = []
-        for _ in range(2):
-            times, found = [], []
+        for _ in range(3):
             before = self.server.core_ms()
-            for body in bodies:
-                started = time.perf_counter()
-                answer = self.server.ask("POST", f"/{index}/_search", body)
-                times.append((time.perf_counter() - started) * 1e3)
-                found.append([int(hit["sort"][1][:7]) for hit in answer["hits"]["hits"]])
+            answers = [self.server.ask("POST", f"/{index}/_search", one)["hits"]["hits"] for one in bodies]
             used = (self.server.core_ms() - before) / len(bodies)
-            rounds.append((used, statistics.median(times), float(np.percentile(times, 95)), found))
+            rounds.append((used, [[int(hit["sort"][1][:7]) for hit in hits] for hits in answers]))
         return min(rounds, key=lambda measured: measured[0])
 
     def recall(self, found):
@@ -284,47 +286,49 @@ class Bench:
         return hits / (K * len(found))
 
     def add(self, prefix, option, setting, index, bodies):
-        used, p50, p95, found = self.search(index, bodies)
+        used, found = self.search(index, bodies)
         self.log.add(f"{prefix}.cpu", option, setting, self.count, used, "core-ms/query")
-        self.log.add(f"{prefix}.p50", option, setting, self.count, p50, "ms")
-        self.log.add(f"{prefix}.p95", option, setting, self.count, p95, "ms")
         # Mixtures lie among one another otherwise than pictures do: what is found of them is not told as if they were.
         name = "recall" if self.real else "recall_mixed"
         self.log.add(f"{prefix}.{name}", option, setting, self.count, self.recall(found), "of 10")
 
     def exact(self, index):
-        """`script_score`, as imagedex asks it."""
-        guard = "doc['embedding'].size() == 0 ? 0 : "
-        scripts = {"cosine": "cosineSimilarity(params.q, 'embedding') + 1.0", "l1": "1 / (1 + l1norm(params.q, 'embedding'))"}
-        queries = self.queries[: max(20, min(100, 2_000_000 // self.count))]
-        for metric, script in scripts.items():
-            bodies = []
-            for query in queries:
-                script_score = {"query": {"match_all": {}}, "script": {"source": guard + script, "params": {"q": query.tolist()}}}
-                bodies.append(body({"query": {"script_score": script_score}}))
-            used, p50, p95, _ = self.search(index, bodies)
+        # What any query costs, however many documents there are: to be read, parsed, and answered.
+        few = {"terms": {"id": [f"{row:07}.jpg" for row in range(K)]}}
+        bodies = [self.scan(query, "cosine", few) for query in self.queries]
+        self.warm(index, bodies)
+        used, _ = self.search(index, bodies)
+        self.log.add("query.cpu", "-", "ten documents", self.count, used, "core-ms/query")
+        for metric in ("cosine", "l1"):
+            bodies = [self.scan(query, metric, {"match_all": {}}) for query in self.queries[: max(20, min(100, 2_000_000 // self.count))]]
+            self.warm(index, bodies[:10])
+            used, _ = self.search(index, bodies)
             self.log.add("scan.cpu", metric, "script_score", self.count, used, "core-ms/query")
-            self.log.add("scan.p50", metric, "script_score", self.count, p50, "ms")
-            self.log.add("scan.rate", metric, "script_score", self.count, self.count / used * 1e3, "documents/s a core")
 
     def approximate(self, index, option, prefix="knn", settings=None):
         if settings is None:
-            settings = [(candidates, 0) for candidates in CANDIDATES]
-            if option not in ("hnsw", "flat"):
-                settings += RESCORED
-            # No graph: all vectors are looked at, however many candidates are asked for.
-            if option.endswith("flat"):
-                settings = [pair for pair in settings if pair[0] == 100]
+            settings = [(candidates, 0) for candidates in CANDIDATES] + RESCORED
+        # Vectors as they are need no rescoring.
+        if option in ("hnsw", "flat"):
+            settings = [pair for pair in settings if pair[1] == 0]
+        # No graph: all vectors are looked at, however many candidates are asked for.
+        if option.endswith("flat"):
+            settings = [pair for pair in settings if pair[0] == 100]
+        self.warm(index, self.knn(option, *settings[0])[::2] + self.knn(option, *settings[-1])[::2])
         for candidates, oversample in settings:
             setting = f"candidates={candidates}" + (f",oversample={oversample}" if oversample else "")
-            bodies = []
-            for query in self.queries:
-                knn = {"field": "embedding_knn", "query_vector": query.tolist(), "k": K, "num_candidates": candidates}
-                # Left out, the binary ones would be rescored by the server's default.
-                if option not in ("hnsw", "flat"):
-                    knn["rescore_vector"] = {"oversample": oversample}
-                bodies.append(body({"knn": knn}))
-            self.add(prefix, option, setting, index, bodies)
+            self.add(prefix, option, setting, index, self.knn(option, candidates, oversample))
+
+    def knn(self, option, candidates, oversample):
+        """A search for each query."""
+        bodies = []
+        for query in self.queries:
+            knn = {"field": "embedding_knn", "query_vector": query.tolist(), "k": K, "num_candidates": candidates}
+            # Left out, the binary ones would be rescored by the server's default.
+            if option not in ("hnsw", "flat"):
+                knn["rescore_vector"] = {"oversample": oversample}
+            bodies.append(body({"knn": knn}))
+        return bodies
 
 
 def body(search):
@@ -359,13 +363,14 @@ def measure(args):
         options = [option for option in args.options if full or option in GROWTH]
         # A word of the log says that an index was measured to the end.
         left = [option for option in [None, *options] if not log.has(figure="done", option=option or "none", documents=count)]
-        sharded = [] if count != max(args.counts + args.growth) else [
-            shards for shards in SHARDS if not log.has(figure="done", option=f"{SHARDED} x {shards}", documents=count)
-        ]
+        largest = count == max(args.counts + args.growth)
+        sharded = [option for option in GROWTH if largest and not log.has(figure="done", option=f"{option} x {SHARDS}", documents=count)]
         if not left and not sharded:
             continue
         with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
             bench = Bench(args, log, folder, exported, count)
+            # Not told: the server has not compiled yet what loads.
+            bench.load(GROWTH[0], 2)
             for option in left:
                 try:
                     index = bench.load(option, 1)
@@ -378,10 +383,10 @@ def measure(args):
                 except Refused as refusal:
                     # An option that this server does not have, or keeps for another licence.
                     print(f"{option} at {count}: {refusal}", file=sys.stderr, flush=True)
-            for shards in sharded:
-                index = bench.load(SHARDED, shards)
-                bench.approximate(index, SHARDED, f"shards{shards}", [pair for pair in FEW if pair[1] == 0])
-                log.add("done", f"{SHARDED} x {shards}", "-", count, 1, "-")
+            for option in sharded:
+                index = bench.load(option, SHARDS)
+                bench.approximate(index, option, f"shards{SHARDS}", FEW)
+                log.add("done", f"{option} x {SHARDS}", "-", count, 1, "-")
             bench.clear()
 
 
@@ -407,57 +412,41 @@ def write(args):
 
 
 def tables(rows):
+    """The figures as Markdown."""
     loads = [row["load"] for row in rows.values()]
-    print(f"{next(iter(rows.values()))['source']}; load average {min(loads)} to {max(loads)}.\n")
+    print(f"{next(iter(rows.values()))['source']}; load average {min(loads)} to {max(loads)}.")
 
-    def value(figure, option, setting, documents):
+    def cell(form, figure, option, setting, documents):
         row = rows.get((figure, option, setting, documents))
-        return row["value"] if row else None
+        return format(row["value"], form) if row else ""
 
-    def cell(number, form=",.0f"):
-        return "" if number is None else format(number, form)
-
-    counts = sorted({key[3] for key in rows if key[0] == "disk.store"})
-    print("| pictures | index option | disk, B/document | of it the exact field | the kNN field | off the heap: vectors as they are | "
-          "quantised | graph | load, core-ms/document | merging, core-ms/document | documents/s |")
-    print("|---:|---|" + "---:|" * 9)
-    for count in counts:
-        for option in ["none", *OPTIONS]:
-            if value("disk.store", option, "primary", count) is None:
-                continue
-            off = [value(f"offheap.{part}", option, "beside the heap", count) for part in ("vec", "veq", "veb", "vex")]
-            quantised = (off[1] or 0) + (off[2] or 0)
-            cells = [value("disk.store", option, "primary", count), value("disk.exact", option, "field embedding", count),
-                     value("disk.knn", option, "field embedding_knn", count), off[0], quantised or None, off[3]]
-            times = [value("load.cpu", option, "until searchable", count), value("merge.cpu", option, "to one segment", count)]
-            print(f"| {count:,} | `{option}` | " + " | ".join([cell(number) for number in cells] + [cell(number, ".2f") for number in times])
-                  + f" | {cell(value('load.rate', option, 'whole command', count))} |")
-    print("\n| pictures | exact search | core-ms/query | p50 ms | documents/s a core |\n|---:|---|---:|---:|---:|")
-    for (figure, metric, setting, count), row in sorted(rows.items(), key=lambda item: (item[0][3], item[0][1])):
-        if figure == "scan.cpu":
-            print(f"| {count:,} | {metric} | {row['value']:.1f} | {cell(value('scan.p50', metric, setting, count), '.1f')} | "
-                  f"{cell(value('scan.rate', metric, setting, count))} |")
-    settings = [f"candidates={candidates}" for candidates in CANDIDATES]
-    settings += [f"candidates={candidates},oversample={oversample}" for candidates, oversample in RESCORED]
-    for figure, form, title in (("recall", ".3f", "engine recall@10"), ("cpu", ".2f", "core-ms of the server a query"),
-                                ("p50", ".1f", "p50 ms"), ("p95", ".1f", "p95 ms")):
-        names = [setting.replace("candidates=", "").replace(",oversample=", " x") for setting in settings]
-        print(f"\n| {title}; pictures | index option | " + " | ".join(names) + " |\n|---:|---|" + "---:|" * len(names))
-        for count in counts:
-            for option in OPTIONS:
-                cells = [cell(value(f"knn.{figure}", option, setting, count), form) for setting in settings]
+    def table(head, body):
+        print("\n| " + " | ".join(head) + " |\n|---:|---|" + "---:|" * (len(head) - 2))
+        for count in sorted({key[3] for key in rows}):
+            for option in ["none", *OPTIONS]:
+                cells = [cell(form, figure, option, setting, count) for form, figure, setting in body]
                 if any(cells):
                     print(f"| {count:,} | `{option}` | " + " | ".join(cells) + " |")
-    print("\n| pictures | shards | candidates | engine recall@10 | core-ms/query | p50 ms |\n|---:|---:|---:|---:|---:|---:|")
-    for shards in [1, *SHARDS]:
-        prefix = f"shards{shards}" if shards > 1 else "knn"
-        for count in counts:
-            for candidates in (10, 100, 500):
-                setting = f"candidates={candidates}"
-                numbers = [value(f"{prefix}.{figure}", SHARDED, setting, count) for figure in ("recall", "cpu", "p50")]
-                if shards > 1 and numbers[0] is None or count != max(key[3] for key in rows if key[0] == f"shards{SHARDS[0]}.cpu"):
-                    continue
-                print(f"| {count:,} | {shards} | {candidates} | {cell(numbers[0], '.3f')} | {cell(numbers[1], '.2f')} | {cell(numbers[2], '.1f')} |")
+
+    heap = "beside the heap"
+    table(
+        ["documents", "index option", "disk, B/document", "exact field", "kNN field", "`_source`", "all else", "in memory: vectors as they are", "quantised",
+         "binary", "graph", "load, core-ms/document", "merging to one segment"],
+        [(",.0f", "disk.store", "primary"), (",.0f", "disk.exact", "field embedding"), (",.0f", "disk.knn", "field embedding_knn"),
+         (",.0f", "disk.source", "field _source"), (",.0f", "disk.other", "all else"), (",.0f", "offheap.vec", heap), (",.0f", "offheap.veq", heap),
+         (",.0f", "offheap.veb", heap), (",.0f", "offheap.vex", heap), (".2f", "load.cpu", "until merges rest"), (".2f", "merge.cpu", "to one segment")],
+    )
+    print("\n| documents | exact search | core-ms a query |\n|---:|---|---:|")
+    for (figure, metric, setting, count), row in sorted(rows.items(), key=lambda item: (item[0][3], item[0][1])):
+        if figure in ("scan.cpu", "query.cpu"):
+            print(f"| {count:,} | {metric if figure == 'scan.cpu' else setting} | {row['value']:.2f} |")
+    pairs = [(candidates, 0) for candidates in CANDIDATES] + RESCORED
+    names = [f"{candidates} x {oversample}" if oversample else str(candidates) for candidates, oversample in pairs]
+    settings = [f"candidates={candidates}" + (f",oversample={oversample}" if oversample else "") for candidates, oversample in pairs]
+    for figure, form, title in (("knn.recall", ".3f", "engine recall@10"), ("knn.recall_mixed", ".3f", "engine recall@10 among mixtures"),
+                                ("knn.cpu", ".2f", "core-ms a query"), (f"shards{SHARDS}.cpu", ".2f", f"core-ms a query, {SHARDS} shards"),
+                                (f"shards{SHARDS}.recall_mixed", ".3f", f"engine recall@10 among mixtures, {SHARDS} shards")):
+        table([f"{title}; documents", "index option", *names], [(form, figure, setting) for setting in settings])
 
 
 def main():

@@ -4,14 +4,20 @@ use std::fmt::Write;
 
 use crate::cli::Plan as Args;
 use crate::exit::Exit;
-use crate::plan::{self, Figures, Line, Plan, Wish};
+use crate::plan::figures::Figures;
+use crate::plan::wish::Wish;
+use crate::plan::{self, Line, Plan};
 
 use super::say;
 
 /// `imagedex plan`
 pub fn plan(args: &Args) -> anyhow::Result<Exit> {
-    let mut index_options = args.index_options.clone();
-    index_options.dedup();
+    let mut index_options = Vec::new();
+    for option in &args.index_options {
+        if !index_options.contains(option) {
+            index_options.push(*option);
+        }
+    }
     let wish = Wish {
         pictures: args.pictures,
         queries_per_second: args.queries_per_second,
@@ -29,32 +35,56 @@ pub fn plan(args: &Args) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// For a terminal: a line for each number, and the sources below, by number.
+/// For a terminal: a line for each number, the index options side by side, and the sources below, by number.
 fn table(plan: &Plan) -> String {
-    let Wish { pictures, queries_per_second, dimensions, replicas, cores_per_node, memory_per_node, disk_per_node, .. } =
-        &plan.wish;
+    let wish = &plan.wish;
     let mut text = format!(
-        "{} pictures of {dimensions} numbers, {queries_per_second} queries/s, {replicas} replicas; nodes of {cores_per_node} cores, \
-         {} memory, {} disk\n",
-        grouped(*pictures),
-        amount(*memory_per_node, "B"),
-        amount(*disk_per_node, "B"),
+        "{} pictures of {} numbers, {} queries/s, replicas: {}; nodes of {} cores, {} memory, {} disk\n",
+        grouped(wish.pictures),
+        wish.dimensions,
+        wish.queries_per_second,
+        wish.replicas,
+        wish.cores_per_node,
+        amount(wish.memory_per_node, "B"),
+        amount(wish.disk_per_node, "B"),
     );
-    let mut sources: Vec<&str> = Vec::new();
-    let parts = plan.search.iter().map(|search| (format!("elasticsearch, {}", search.index_option.name()), &search.lines));
-    for (head, lines) in std::iter::once(("extract".to_owned(), &plan.extract)).chain(parts) {
-        text += &format!("\n{head}\n");
-        for line in lines {
-            let number = number_of(&mut sources, &line.source);
-            let Line { what, value, unit, basis, .. } = line;
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "  {what:<52} {:>16}  {:<12} [{number}]", amount(*value, unit), basis.to_string());
-        }
-    }
-    text += "\nmeasured: as it is; scaled: times what it is proportional to; extrapolated: a growth carried on beyond what was measured;\n\
-             assumed: advice or a choice. How they were measured: docs/scaling.md\n";
+    let mut sources = Vec::new();
+    let head = format!("extract, {}", wish.precision);
+    text += &block(&head, &[("", &plan.extract)], &mut sources);
+    let options: Vec<_> =
+        plan.search.iter().map(|search| (search.index_option.name(), &search.lines[..])).collect();
+    text += &block("search in Elasticsearch", &options, &mut sources);
+    text += "\nmeasured: as it is; proportional: a measured figure times what it grows with; reasoned: by advice, a choice, or a growth carried\n\
+             on beyond what was measured. How each is calculated: docs/sizing.md\n";
     for (i, source) in sources.iter().enumerate() {
         let _ = writeln!(text, "[{}] {source}", i + 1);
+    }
+    text
+}
+
+/// Lists of the same lines side by side, each list below its name.
+fn block<'a>(head: &str, columns: &[(&str, &'a [Line])], sources: &mut Vec<&'a str>) -> String {
+    let mut text = format!("\n{head:<52}");
+    for (name, _) in columns {
+        let _ = write!(text, "{name:>16}");
+    }
+    text = format!("{}\n", text.trim_end());
+    for (i, line) in columns[0].1.iter().enumerate() {
+        let _ = write!(text, "  {:<50}", line.what);
+        let mut numbers = Vec::new();
+        let mut bases = Vec::new();
+        for (_, lines) in columns {
+            let line = &lines[i];
+            let _ = write!(text, "{:>16}", amount(line.value, line.unit));
+            let number = number_of(sources, &line.source).to_string();
+            for (list, word) in [(&mut numbers, number), (&mut bases, line.basis.to_string())] {
+                if !list.contains(&word) {
+                    list.push(word);
+                }
+            }
+        }
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {} [{}]", bases.join(", "), numbers.join(", "));
     }
     text
 }
@@ -79,10 +109,16 @@ fn amount(value: f64, unit: &str) -> String {
     };
     match unit {
         "B" => {
-            const UNITS: [(&str, f64); 5] = [("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+            const UNITS: [(&str, f64); 5] =
+                [("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
             // Bytes of one document are read better as they are.
-            let unit = UNITS.into_iter().find(|(_, factor)| value >= 10.0 * factor || value >= *factor && *factor > 1e3);
-            unit.map_or_else(|| format!("{number} B"), |(name, factor)| format!("{:.1} {name}", value / factor))
+            let unit = UNITS
+                .into_iter()
+                .find(|(_, factor)| value >= 10.0 * factor || value >= *factor && *factor > 1e3);
+            unit.map_or_else(
+                || format!("{number} B"),
+                |(name, factor)| format!("{:.1} {name}", value / factor),
+            )
         }
         "" => number,
         _ => format!("{number} {unit}"),
