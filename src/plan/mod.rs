@@ -40,6 +40,8 @@ const INDICES: f64 = 3.0;
 const CANDIDATES: &str = "candidates=100";
 /// The same, and a quantised vector's nearest three times ten are compared again as they are.
 const RESCORED: &str = "candidates=100,oversample=3";
+/// So many vectors each shard reads as they are, to rescore a query: three times ten.
+const RESCORED_VECTORS: f64 = 30.0;
 /// As many shards as searches in several were measured in.
 const MEASURED_SHARDS: f64 = 4.0;
 
@@ -222,6 +224,12 @@ fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result
         Reasoned,
         "cores busy for half of the time",
     );
+    let reads = match setting(option) {
+        Some(RESCORED) => RESCORED_VECTORS * shards * wish.queries_per_second,
+        _ => 0.0,
+    };
+    let advice = "each shard reads three times ten vectors as they are, from disk unless they happen to be cached";
+    lines.add("rescoring_reads", "  vectors read to rescore them", reads, "reads/s", Reasoned, advice);
     let recall = recall(option, figures)?;
     lines.add("recall_measured", &recall.0, recall.1, "", Measured, &recall.2);
 
@@ -413,6 +421,7 @@ mod tests {
         // 2 ms for the first segment, (5 - 2) / 3 = 1 ms for each of 93 others; none has as many documents as were measured.
         close(search, "core_ms_a_query", 95.0);
         close(search, "cores", 9.5);
+        close(search, "rescoring_reads", 10.0 * 30.0 * 50.0);
         close(search, "recall_measured", 0.9);
         // 120 GB in 33 GB a node; 3 TB in 1.7 TB a node; 9.5 cores.
         close(search, "heap", 31e9);
