@@ -172,7 +172,7 @@ fn extract(wish: &Wish, figures: &Figures) -> anyhow::Result<Vec<Line>> {
     let list = crate::pipeline::LISTED_BYTES as f64 * n;
     lines.add(
         "list_bytes",
-        "list of pictures, in memory of the one that runs it",
+        "list of pictures, in memory",
         list,
         "B",
         Proportional,
@@ -228,7 +228,8 @@ fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result
         Some(RESCORED) => RESCORED_VECTORS * shards * wish.queries_per_second,
         _ => 0.0,
     };
-    let advice = "each shard reads three times ten vectors as they are, from disk unless they happen to be cached";
+    let advice =
+        "each shard reads three times ten vectors as they are, from disk unless they happen to be cached";
     lines.add("rescoring_reads", "  vectors read to rescore them", reads, "reads/s", Reasoned, advice);
     let recall = recall(option, figures)?;
     lines.add("recall_measured", &recall.0, recall.1, "", Measured, &recall.2);
