@@ -23,7 +23,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test test-distributed scale torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-es-sizing bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -273,6 +273,22 @@ bench-es-latency: index setup-es setup-peers ## how long searches in Elasticsear
 	@tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" $(BENCH)/es-node $(BENCH_PORT)
 	@$(PEERS)/bin/python benches/peers/es_load.py latency $(BENCH)/features.parquet --url http://localhost:$(BENCH_PORT) \
 		--imagedex $(IMAGEDEX); code=$$?; tests/es-node/node.sh down $(BENCH)/es-node; exit $$code
+
+# Features of 20,000 sample pictures and 200 queries are embedded first, if they are not there: ten minutes. SIZING="--growth" leaves 100,000 out.
+sizing_features := runs/sizing/features.parquet
+bench-es-sizing: samples-full setup-es setup-peers ## what Elasticsearch takes for each index option: docs/sizing.tsv, for `imagedex plan` (docs/sizing.md); half an hour
+	@mkdir -p runs/sizing
+	@[ -e $(sizing_features) ] || { $(PEERS)/bin/python benches/sizing.py pictures "$(CIFAR)" runs/sizing && $(IMAGEDEX) extract runs/sizing/sizing.toml \
+		&& $(IMAGEDEX) features export $(sizing_features) runs/sizing/sizing.toml; }
+	@ES_JAVA_OPTS="-Xms1g -Xmx1g" tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/sizing/es-node $(BENCH_PORT)
+	@$(PEERS)/bin/python benches/sizing.py measure $(sizing_features) runs/sizing/log.jsonl --url http://localhost:$(BENCH_PORT) \
+		--imagedex $(IMAGEDEX) $(SIZING); code=$$?; tests/es-node/node.sh down runs/sizing/es-node; exit $$code
+	@$(PEERS)/bin/python benches/sizing.py write runs/sizing/log.jsonl docs/sizing.tsv > runs/sizing/tables.md
+	@cat runs/sizing/tables.md
+
+bench-many-files: index ## what a feature table of 10,000 files and more costs to open, simulated (docs/sizing.md)
+	@rm -rf runs/many && mkdir -p runs/many
+	@python3 benches/many_files.py runs/quickstart/features runs/many $(IMAGEDEX) $(or $(FILES),100 1000 10000); code=$$?; rm -rf runs/many; exit $$code
 
 bench-search: tools setup-peers ## exact search in 200,000 vectors beside numpy, FAISS and usearch, in turns
 	cargo bench --bench search --no-run

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::cluster::DEFAULT_PORT;
 use crate::metric::Metric;
 use crate::models::{Precision, Provider};
+use crate::plan::wish::{self, IndexOption};
 use crate::sql::Format;
 
 /// Folders of labelled pictures into a searchable, evaluated image index.
@@ -67,6 +68,8 @@ pub enum Command {
     Cluster(Cluster),
     /// Check inputs, model, runtime, engine, permissions and versions before a run
     Doctor(Pipeline),
+    /// How many processors, disks and nodes a gallery of some size takes, from what was measured
+    Plan(Plan),
     /// The original's index.py: a folder of pictures → one HDF5 file
     Index(Index),
     /// The original's retrieval.py: search an HDF5 file for pictures like this one
@@ -302,6 +305,46 @@ pub struct Setup {
     /// The cache folder; default: IMAGEDEX_CACHE, else the user's
     #[arg(long)]
     pub cache: Option<PathBuf>,
+}
+
+/// A size to plan for, and the machines.
+#[derive(Debug, Args)]
+pub struct Plan {
+    /// How many pictures, such as 1e8
+    #[arg(long, value_name = "N", value_parser = wish::pictures)]
+    pub pictures: f64,
+    /// How many searches a second
+    #[arg(long, value_name = "N", value_parser = wish::rate)]
+    pub queries_per_second: f64,
+    /// Numbers of a vector; figures were measured with 512
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub dimensions: u32,
+    /// How Elasticsearch keeps the vectors; several, parted by commas, are set side by side
+    #[arg(
+        long,
+        value_name = "NAME,…",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "exact,int8_hnsw,bbq_hnsw"
+    )]
+    pub index_options: Vec<IndexOption>,
+    /// What vectors are computed with
+    #[arg(long, value_enum, default_value_t = Precision::Int8)]
+    pub precision: Precision,
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cores_per_node: u32,
+    /// Such as 64GB
+    #[arg(long, value_name = "SIZE", default_value = "64GB", value_parser = wish::size)]
+    pub memory_per_node: f64,
+    /// Such as 2TB
+    #[arg(long, value_name = "SIZE", default_value = "2TB", value_parser = wish::size)]
+    pub disk_per_node: f64,
+    /// Copies beside the primary one
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(0..=10))]
+    pub replicas: u32,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Flags of the original's index.py, and how to compute.

@@ -19,6 +19,7 @@ pub mod leftovers;
 pub mod lock;
 pub mod memory;
 pub mod panics;
+pub mod plan;
 pub mod progress;
 pub mod setup;
 pub mod text;

@@ -3,6 +3,7 @@
 mod cluster;
 mod files;
 mod original;
+mod plan;
 mod search;
 
 use std::io::Write;
@@ -35,6 +36,7 @@ pub fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Models(command) => files::models(&command),
         Command::Cluster(command) => cluster::cluster(&command),
         Command::Setup(args) => files::setup(&args),
+        Command::Plan(args) => plan::plan(&args),
         Command::Index(args) => original::index(&args),
         Command::Retrieve(args) => original::retrieve(&args),
         Command::Completions { shell } => completions(shell),

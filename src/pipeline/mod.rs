@@ -845,7 +845,7 @@ impl<'a> Run<'a> {
 }
 
 /// Bytes for each picture that was found: its id, path, class and hash, and what they are compared by.
-const LISTED_BYTES: u64 = 600;
+pub(crate) const LISTED_BYTES: u64 = 600;
 
 /// Objects that are read for the first time when they are embedded.
 fn unread_objects(images: &[Seen]) -> HashMap<(Split, &str), &scan::Object> {

@@ -31,6 +31,7 @@ mod opensearch;
 mod operations;
 mod outputs;
 mod parity;
+mod plan;
 #[cfg(target_os = "linux")]
 mod power_loss;
 mod process;
