@@ -170,14 +170,7 @@ fn extract(wish: &Wish, figures: &Figures) -> anyhow::Result<Vec<Line>> {
     lines.add("table_bytes", "feature table, on disk", bytes, "B", Proportional, &table.source);
     let source = "what the budget of a run counts for each picture (docs/memory.md)";
     let list = crate::pipeline::LISTED_BYTES as f64 * n;
-    lines.add(
-        "list_bytes",
-        "list of pictures, in memory",
-        list,
-        "B",
-        Proportional,
-        source,
-    );
+    lines.add("list_bytes", "list of pictures, in memory", list, "B", Proportional, source);
     Ok(lines.0)
 }
 
