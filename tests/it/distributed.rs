@@ -512,6 +512,8 @@ fn a_run_whose_executors_all_die_waits_for_others_or_ends_with_an_error() {
     let ended = said(run.wait_with_output().expect("it ends")).exits(4);
     ended.complains("no executor of df://127.0.0.1").complains("imagedex cluster executor");
 
+    // The scheduler takes some seconds to notice that the other is dead.
+    both.on(&cluster, "");
     cluster.executors.clear();
     cluster.start_executor();
     both.there().exits(0);
