@@ -514,6 +514,8 @@ fn a_run_whose_executors_all_die_waits_for_others_or_ends_with_an_error() {
 
     cluster.executors.clear();
     cluster.start_executor();
+    // It has to open its model first.
+    both.on(&cluster, "");
     both.there().exits(0);
     both.are_equal();
 }
