@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::answer::{EXECUTOR, READY, REFUSED, Row};
 use super::job::{Cluster, Trouble, Wanted};
@@ -34,6 +34,11 @@ const TICK: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a scheduler that was there may be away, such as to be started again.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the first question to a cluster is waited for before it is asked once more, and then twice as long each time: a model
+/// takes some seconds to open.
+const GREET_AGAIN: Duration = Duration::from_secs(10);
+/// To take back what is still at the cluster when a run ends.
+const SETTLE: Duration = Duration::from_secs(3);
 /// Parts that may be done ahead of the first that is not, for each part in flight: they wait in memory.
 const AHEAD: usize = 4;
 
@@ -61,8 +66,12 @@ impl Driver {
     ) -> Result<Driver, ClusterError> {
         let cluster = Arc::new(Cluster::new(config)?);
         let text: Arc<str> = spec.to_text().into();
-        let greeting = handle.block_on(greet(cluster.clone(), config, text.clone(), stop))?;
-        let described = match greeting {
+        let greeting = handle.block_on(async {
+            let greeting = greet(cluster.clone(), config, text.clone(), stop).await;
+            cluster.settle(SETTLE).await;
+            greeting
+        });
+        let described = match greeting? {
             Some(runtime) => format!("{} (its first executor: {runtime})", config.address()),
             None => config.address(),
         };
@@ -112,6 +121,8 @@ impl Driver {
 }
 
 /// Asks for nothing but an answer: what the executor that gives it computes with.
+///
+/// It asks again while it waits: whoever got the question may have been stopped or cut off since.
 async fn greet(
     cluster: Arc<Cluster>,
     config: &ClusterConfig,
@@ -121,12 +132,18 @@ async fn greet(
     let started = Instant::now();
     let none =
         || ClusterError::NoExecutor { address: config.address(), seconds: started.elapsed().as_secs() };
-    let mut asked = tokio::spawn(cluster.clone().ask(vec![(0, String::new(), String::new())], spec.clone()));
+    // Dropped, it takes back what is still asked.
+    let mut asked = JoinSet::new();
+    let mut pause = Duration::ZERO;
     let mut said = false;
     loop {
-        let answered = tokio::time::timeout(TICK, &mut asked).await;
+        if started.elapsed() >= pause {
+            asked.spawn(cluster.clone().ask(vec![(0, String::new(), String::new())], spec.clone()));
+            pause = (2 * pause).max(GREET_AGAIN);
+        }
+        let answered = tokio::time::timeout(TICK, asked.join_next()).await;
         match answered {
-            Ok(Ok(Ok(rows))) => {
+            Ok(Some(Ok(Ok(rows)))) => {
                 let row = rows.into_values().next().ok_or_else(none)?;
                 return match row.kind.as_deref() {
                     Some(READY) => Ok(row.reason),
@@ -136,21 +153,20 @@ async fn greet(
                     }),
                 };
             }
-            Ok(Ok(Err(Trouble::Alone))) => return Err(none()),
-            Ok(Ok(Err(Trouble::Away(reason) | Trouble::Failed(reason)))) => {
+            Ok(Some(Ok(Err(Trouble::Away(reason))))) => {
                 return Err(ClusterError::Scheduler { address: config.address(), reason });
             }
-            Ok(Err(panic)) => {
+            Ok(Some(Ok(Err(Trouble::Failed(reason))))) if asked.is_empty() => {
+                return Err(ClusterError::Scheduler { address: config.address(), reason });
+            }
+            Ok(Some(Err(panic))) => {
                 return Err(ClusterError::Scheduler { address: config.address(), reason: panic.to_string() });
             }
-            Err(_) if stop.load(Ordering::Relaxed) => {
-                asked.abort();
-                return Ok(None);
-            }
-            Err(_) if started.elapsed() > config.limit => {
-                asked.abort();
-                return Err(none());
-            }
+            // Another question is under way; or is asked when the pause is over.
+            Ok(Some(Ok(Err(Trouble::Alone | Trouble::Failed(_))))) => {}
+            Ok(None) => tokio::time::sleep(TICK).await,
+            Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
+            Err(_) if started.elapsed() > config.limit => return Err(none()),
             Err(_) if !said && started.elapsed() > Duration::from_secs(5) => {
                 said = true;
                 tracing::info!("waiting for an executor of {}", config.address());
@@ -224,6 +240,7 @@ impl Work<'_> {
         for part in &mut self.parts {
             part.abandon();
         }
+        self.driver.handle.block_on(self.driver.cluster.settle(SETTLE));
         let broken = ended?;
         // When it ends early, there may be parts that are done behind one that is not.
         for index in self.handed_over..self.parts.len() {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ballista_core::execution_plans::DistributedQueryExec;
@@ -50,6 +51,8 @@ pub struct Cluster {
     context: SessionContext,
     function: Arc<ScalarUDF>,
     tls: Option<Tls>,
+    /// Queries that are at the cluster, those included that are being taken back.
+    open: AtomicUsize,
 }
 
 /// A picture as it is asked for: its number, its location, its hash.
@@ -77,7 +80,16 @@ impl Cluster {
             context: SessionContext::new_with_config(session),
             function: Arc::new(embed_image(Arc::new(Worker::nowhere()))),
             tls,
+            open: AtomicUsize::new(0),
         })
+    }
+
+    /// Waits until no query is at the cluster any more, for `most` at most: else the next run would wait for the work of this one.
+    pub async fn settle(&self, most: Duration) {
+        let started = Instant::now();
+        while self.open.load(Ordering::Relaxed) > 0 && started.elapsed() < most {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Sends a query for `wanted`, and waits for its answer: rows by their numbers. Dropping the future takes the query back.
@@ -92,6 +104,7 @@ impl Cluster {
         let session = self.context.session_id();
         let query =
             Arc::new(DistributedQueryExec::<LogicalPlanNode>::new(self.url.clone(), ballista, plan, session));
+        self.open.fetch_add(1, Ordering::Relaxed);
         let taken_back = TakenBack { cluster: self.clone(), query: Some(query.clone()) };
         let answer = async {
             let batches: Vec<RecordBatch> = query.execute(0, self.context.task_ctx())?.try_collect().await?;
@@ -151,14 +164,18 @@ impl TakenBack {
 
 impl Drop for TakenBack {
     fn drop(&mut self) {
-        let Some(job) = self.query.take().and_then(|query| query.job_id()) else { return };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let cluster = self.cluster.clone();
+        let job = self.query.take().and_then(|query| query.job_id());
+        let (Some(job), Ok(runtime)) = (job, tokio::runtime::Handle::try_current()) else {
+            cluster.open.fetch_sub(1, Ordering::Relaxed);
+            return;
+        };
         runtime.spawn(async move {
             // What cannot be taken back is computed for nothing; its answer is looked at by nobody.
             if let Ok(mut scheduler) = connect(&cluster.url, cluster.tls.as_ref()).await {
                 let _ = scheduler.cancel_job(CancelJobParams { job_id: job.to_string() }).await;
             }
+            cluster.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }

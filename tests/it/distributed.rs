@@ -516,6 +516,8 @@ fn a_run_whose_executors_all_die_waits_for_others_or_ends_with_an_error() {
     both.on(&cluster, "");
     cluster.executors.clear();
     cluster.start_executor();
+    // It has to open its model first.
+    both.on(&cluster, "");
     both.there().exits(0);
     both.are_equal();
 }
