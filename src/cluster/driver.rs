@@ -164,9 +164,9 @@ async fn greet(
             }
             // Another question is under way; or is asked when the pause is over.
             Ok(Some(Ok(Err(Trouble::Alone | Trouble::Failed(_))))) => {}
+            Ok(None) | Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
+            Ok(None) | Err(_) if started.elapsed() > config.limit => return Err(none()),
             Ok(None) => tokio::time::sleep(TICK).await,
-            Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
-            Err(_) if started.elapsed() > config.limit => return Err(none()),
             Err(_) if !said && started.elapsed() > Duration::from_secs(5) => {
                 said = true;
                 tracing::info!("waiting for an executor of {}", config.address());
