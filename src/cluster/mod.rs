@@ -1,8 +1,8 @@
 //! *Extract* on a cluster: executors read, decode and embed pictures; one driver cuts up the work, checks each answer, and alone
 //! writes the table.
 //!
-//! Ballista carries the work: a [`scheduler`](scheduler::run) hands out tasks, [`executors`](executor::run) run the query
-//! `SELECT picture, embed_image(location, sha256, spec)` on them, and the [`driver`](driver::Driver) sends one query for each part of
+//! Ballista carries the work: a `scheduler` hands out tasks, `executor`s run the query
+//! `SELECT picture, embed_image(location, sha256, spec)` on them, and the `driver` sends one query for each part of
 //! some hundred pictures and reads what comes back. What a newcomer would get wrong: Ballista is not trusted with the table. It writes rows twice
 //! or never ends when an executor dies at the wrong moment (docs/scaling.md); so it only fans a function out, and each row that
 //! comes back is checked against the list of the pictures that were sent.
