@@ -81,6 +81,7 @@ impl Worker {
                 .map(|_| Row::failed(&self.name, EXECUTOR, READY, opened.described.clone()))
                 .collect();
         }
+        tracing::info!("{} pictures to do", items.len());
         let started = Instant::now();
         let answered = match caught(|| self.embed(&opened, items, stop)) {
             Ok(answered) => answered,

@@ -464,7 +464,7 @@ fn an_executor_killed_while_it_embeds_costs_time_alone() {
     let both = Both::slow(40);
     both.on(&cluster, "");
     let run = both.start();
-    cluster.executors[1].wait_for("opened");
+    cluster.executors[1].wait_for("pictures to do");
     cluster.executors[1].process.kill();
     said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 40");
     both.are_equal();
@@ -512,8 +512,6 @@ fn a_run_whose_executors_all_die_waits_for_others_or_ends_with_an_error() {
     let ended = said(run.wait_with_output().expect("it ends")).exits(4);
     ended.complains("no executor of df://127.0.0.1").complains("imagedex cluster executor");
 
-    // The scheduler takes some seconds to notice that the other is dead.
-    both.on(&cluster, "");
     cluster.executors.clear();
     cluster.start_executor();
     // It has to open its model first.
@@ -569,13 +567,33 @@ fn an_executor_that_stands_still_does_not_hold_the_others_up() {
     let both = Both::slow(40);
     both.on(&cluster, "");
     let run = both.start();
-    // It works on two tasks at a time: one is done, the other is not.
-    cluster.executors[0].wait_for("pictures in");
+    cluster.executors[0].wait_for("pictures to do");
     cluster.executors[0].signal("-STOP");
-    said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 40");
+    let ended = said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 40");
+    ended.complains("are late and were sent once more");
     cluster.executors[0].signal("-CONT");
     both.are_equal();
     assert!(cluster.executors[0].is_alive());
+}
+
+#[test]
+fn a_run_starts_though_the_executor_that_was_asked_first_stands_still() {
+    let mut cluster = Cluster::start_as(2, How { timeout: Some(600), ..How::default() });
+    let both = Both::slow(4);
+    both.on(&cluster, "");
+    let mut run = both.start();
+    let opened = loop {
+        assert!(run.try_wait().expect("its state").is_none(), "it ended before any executor was asked");
+        if let Some(first) = cluster.executors.iter().position(|executor| executor.log().contains("opened")) {
+            break first;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    cluster.executors[opened].signal("-STOP");
+    said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 4");
+    cluster.executors[opened].signal("-CONT");
+    both.are_equal();
+    assert!(cluster.executors[opened].is_alive());
 }
 
 #[test]
