@@ -25,7 +25,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 
 .DEFAULT_GOAL := help
 .PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test test-distributed scale torture soak grocery \
-	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-es-sizing bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
+	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-es-sizing bench-many-files bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,7 @@ index: setup ## build, set up, then index and evaluate the sample pictures
 
 test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
+	@echo "NOT TESTED: extracting on a cluster; make test-distributed does"
 
 test-distributed: test-tools setup setup-openblas setup-s3 ## the tests of extracting on a cluster alone, three executors on this machine (docs/scaling.md)
 	$(WITH_FEATURES) cargo test --release --features $(ALL_FEATURES) --test it distributed::
@@ -288,9 +289,10 @@ bench-es-sizing: samples-full setup-es setup-peers ## what Elasticsearch takes f
 	@$(PEERS)/bin/python benches/sizing.py write runs/sizing/log.jsonl docs/sizing.tsv > runs/sizing/tables.md
 	@cat runs/sizing/tables.md
 
+# TABLE: the feature table whose first file is taken.
 bench-many-files: index ## what a feature table of 10,000 files and more costs to open, simulated (docs/sizing.md)
 	@rm -rf runs/many && mkdir -p runs/many
-	@python3 benches/many_files.py runs/quickstart/features runs/many $(IMAGEDEX) $(or $(FILES),100 1000 10000); code=$$?; rm -rf runs/many; exit $$code
+	@python3 benches/many_files.py $(or $(TABLE),runs/quickstart/features) runs/many $(IMAGEDEX) $(or $(FILES),100 1000 10000); code=$$?; rm -rf runs/many; exit $$code
 
 bench-search: tools setup-peers ## exact search in 200,000 vectors beside numpy, FAISS and usearch, in turns
 	cargo bench --bench search --no-run
