@@ -2,8 +2,8 @@
 //! or the new one, never anything between. What OpenSearch does otherwise is in [`super::opensearch`].
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use imagedex::config::Budget;
@@ -264,6 +264,28 @@ fn all_four_metrics_answer_as_flat_does() {
     answers_as_flat_does(&loaded, &rows, &queries);
     let disk = loaded.index.footprint().disk.expect("the server tells");
     assert!(disk > 1500 * 64 * 4, "{disk} bytes hold fewer than the vectors");
+}
+
+#[test]
+fn the_server_is_told_how_many_searches_to_work_on_at_once() {
+    for (wanted, told) in [(Some(3), "&max_concurrent_searches=3"), (None, "")] {
+        let (searches, as_told) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (all, right) = (searches.clone(), as_told.clone());
+        let proxy = Proxy::before(Node::shared().port(), move |asked| {
+            if let Some((_, parameters)) = asked.path.split_once("/_msearch?") {
+                all.fetch_add(1, Ordering::SeqCst);
+                let (_, rest) = parameters.split_once(".sort").expect("the fields of an answer");
+                right.fetch_add(usize::from(rest == told), Ordering::SeqCst);
+            }
+            Fault::Pass
+        });
+        let rows = pictures(0..200, 16, 3);
+        let config = ElasticConfig { concurrent_searches: wanted, ..config(&proxy.url(), &alias()) };
+        let loaded = load(&Table::of(&rows), &config).expect("loaded");
+        answers_as_flat_does(&loaded, &rows, &pictures(0..100, 16, 11));
+        let (searches, as_told) = (searches.load(Ordering::SeqCst), as_told.load(Ordering::SeqCst));
+        assert!(searches > 4 && searches == as_told, "{as_told} of {searches}");
+    }
 }
 
 #[test]

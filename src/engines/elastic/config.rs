@@ -365,6 +365,11 @@ mod tests {
                 Some("load.opensearch.cloud_id"),
             ),
             (ElasticConfig { senders: 0, ..ElasticConfig::default() }, Some("load.opensearch.senders")),
+            (
+                ElasticConfig { concurrent_searches: Some(0), ..ElasticConfig::default() },
+                Some("load.opensearch.concurrent_searches"),
+            ),
+            (ElasticConfig { concurrent_searches: Some(4), ..ElasticConfig::default() }, None),
             (knn(Some("int8_hnsw")), Some("load.opensearch.knn.index_options")),
             (knn(Some("hnsw")), None),
             (knn(None), None),
