@@ -24,7 +24,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	LD_LIBRARY_PATH="$(OPENBLAS)$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}" OMP_WAIT_POLICY=passive
 
 .DEFAULT_GOAL := help
-.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test test-distributed scale torture soak grocery \
+.PHONY: help tools test-tools cargo-deny build setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 setup-peers setup-frameworks setup-pytorch build-features screenshots es-up es-down samples-full verify index test test-distributed scale end-to-end torture soak grocery \
 	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-es-sizing bench-many-files bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
@@ -325,6 +325,11 @@ recall-10k: samples-full build-features setup-es setup-opensearch setup-milvus #
 
 recall-full: samples-full build-features setup-es setup-opensearch setup-milvus ## the same over 50,000 pictures, asked with 1,000 of 10,000 others; the first time half an hour
 	$(call recall-over,recall-full,$(CIFAR)/gallery,$(CIFAR)/queries)
+
+end-to-end: samples-full build-features setup-es setup-peers ## all 60,000 pictures from folder to report, 10,000 of them as queries, by one process and on a cluster (docs/scaling.md); an hour
+	@ES_JAVA_OPTS="-Xms1g -Xmx1g" tests/es-node/node.sh up "$(IMAGEDEX_CACHE)/es-node/home" runs/whole-es $(BENCH_PORT)
+	@$(WITH_FEATURES) $(PEERS)/bin/python benches/whole.py runs/whole --imagedex $(IMAGEDEX) --gallery "$(CIFAR)/gallery" --queries "$(CIFAR)/queries" \
+		--url http://localhost:$(BENCH_PORT); code=$$?; tests/es-node/node.sh down runs/whole-es; exit $$code
 
 QUERIES ?= 10000
 bench-evaluate: index setup-peers ## 10,000 queries (or QUERIES) in 60,000 pictures by four metrics, beside numpy, scipy and pytrec_eval

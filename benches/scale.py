@@ -62,6 +62,17 @@ class Cluster:
             process.wait()
 
 
+def table_of(program, pipeline):
+    """SHA-256 of all vectors, and of all else that the table holds."""
+    out = pipeline.parent / "table.npy"
+    subprocess.run([program, "features", "export", str(out), str(pipeline)], check=True, stdout=subprocess.DEVNULL)
+    files = sorted(pipeline.parent.glob("table*"))
+    sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    for file in files:
+        file.unlink()
+    return sums
+
+
 class Bench:
     def __init__(self, program, folder, count, card, port):
         self.program, self.folder, self.port, self.count = program, folder, port, count
@@ -93,28 +104,18 @@ class Bench:
             sys.exit(f"extract ended with {code}:\n{(self.folder / 'log').read_text()[-3000:]}")
         return seconds
 
-    def table(self):
-        """SHA-256 of all vectors, and of all else that the table holds."""
-        out = self.folder / "table.npy"
-        subprocess.run([self.program, "features", "export", str(out), str(self.pipeline)], check=True, stdout=subprocess.DEVNULL)
-        files = sorted(self.folder.glob("table*"))
-        sums = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-        for file in files:
-            file.unlink()
-        return sums
-
     def rows(self, executors):
         """(What, seconds, whether the table is the first one's.)"""
         truth = None
         for threads in sorted({1, os.cpu_count()}):
             seconds = self.ended(self.extract(f"runtime.threads={threads}"))
-            table = self.table()
+            table = table_of(self.program, self.pipeline)
             truth = truth or table
             yield f"one process, {threads} thread{'s' if threads > 1 else ''}", seconds, table == truth
         for number in executors:
             with Cluster(self.program, self.folder, self.port, number) as cluster:
                 seconds = self.ended(self.extract_on(cluster))
-                yield f"{number} executor{'s' if number > 1 else ''}, 1 thread each", seconds, self.table() == truth
+                yield f"{number} executor{'s' if number > 1 else ''}, 1 thread each", seconds, table_of(self.program, self.pipeline) == truth
         most = max(executors)
         for what, fault in FAULTS:
             with Cluster(self.program, self.folder, self.port, most) as cluster:
@@ -125,7 +126,7 @@ class Bench:
                 if started[1].poll() is not None:
                     sys.exit(f"the run ended before {what}: take more pictures")
                 fault(cluster)
-                yield f"{most} executors, {what}", self.ended(started), self.table() == truth
+                yield f"{most} executors, {what}", self.ended(started), table_of(self.program, self.pipeline) == truth
 
 
 def replace_all(cluster):

@@ -533,7 +533,12 @@ impl PipelineConfig {
                 (_, after) => after,
             };
         }
-        parsed?.finish(file, &origin, &folder)
+        let parsed = parsed?;
+        if let Some(key) = empty_path(&mut table) {
+            let reason = "is empty; name a path, or leave the key away".to_owned();
+            return Err(ConfigError::Value { origin, key: key.to_owned(), reason });
+        }
+        parsed.finish(file, &origin, &folder)
     }
 }
 
@@ -609,6 +614,9 @@ impl PipelineFile {
                 }
             },
         };
+        if self.input.max_pixels == Some(0) {
+            return Err(value_error("input.max_pixels", "0 refuses every picture".to_owned()));
+        }
         let threads = match self.runtime.threads {
             Some(0) => return Err(value_error("runtime.threads", "must be at least 1".to_owned())),
             Some(threads) => threads,
@@ -794,8 +802,8 @@ fn server_environment(engine: &str, environment: &[(String, String)]) -> Vec<Cha
 
 /// Text as a TOML value where it is one, else as a string; paths count from the current folder.
 fn value_of(key: &[String], text: &str) -> Value {
-    if PATH_KEYS.contains(&key.join(".").as_str()) && !is_url(text) && !is_builtin_card(&key.join("."), text)
-    {
+    let name = key.join(".");
+    if PATH_KEYS.contains(&name.as_str()) && !is_no_path(&name, text) {
         return Value::String(absolute(Path::new(text)).to_string_lossy().into_owned());
     }
     toml::from_str::<Table>(&format!("value = {text}"))
@@ -804,9 +812,12 @@ fn value_of(key: &[String], text: &str) -> Value {
         .unwrap_or_else(|| Value::String(text.to_owned()))
 }
 
-/// A card without a folder or an ending is the name of a built-in one.
-fn is_builtin_card(key: &str, text: &str) -> bool {
-    key == "model.card" && !text.contains(['/', '\\']) && !text.ends_with(".toml")
+/// Whether the text is no path that counts from some folder: a URL, nothing, or the name of a built-in card, which has neither folder
+/// nor ending.
+fn is_no_path(key: &str, text: &str) -> bool {
+    text.is_empty()
+        || is_url(text)
+        || key == "model.card" && !text.contains(['/', '\\']) && !text.ends_with(".toml")
 }
 
 fn absolute(path: &Path) -> PathBuf {
@@ -816,17 +827,26 @@ fn absolute(path: &Path) -> PathBuf {
     joined.canonicalize().unwrap_or(joined)
 }
 
+/// The text at a key such as `input.gallery`.
+fn text_at<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut String> {
+    let (first, rest) = key.split_once('.').map_or((key, None), |(first, rest)| (first, Some(rest)));
+    match (table.get_mut(first)?, rest) {
+        (Value::Table(section), Some(rest)) => text_at(section, rest),
+        (Value::String(text), None) => Some(text),
+        _ => None,
+    }
+}
+
+/// The first of the paths that is empty text.
+fn empty_path(table: &mut Table) -> Option<&'static str> {
+    PATH_KEYS.into_iter().find(|key| text_at(table, key).is_some_and(|text| text.is_empty()))
+}
+
 /// Lets the relative paths of a file count from its folder.
 fn resolve_paths(table: &mut Table, folder: &Path) -> Table {
     for key in PATH_KEYS {
-        let mut names: Vec<&str> = key.split('.').collect();
-        let name = names.pop().unwrap_or(key);
-        let holder = names
-            .into_iter()
-            .try_fold(&mut *table, |table, section| table.get_mut(section).and_then(Value::as_table_mut));
-        if let Some(Value::String(text)) = holder.and_then(|holder| holder.get_mut(name))
-            && !is_url(text)
-            && !is_builtin_card(key, text)
+        if let Some(text) = text_at(table, key)
+            && !is_no_path(key, text)
         {
             *text = clean(&folder.join(&text)).to_string_lossy().into_owned();
         }
@@ -943,6 +963,10 @@ mod tests {
             ("[input]\ngallery = 'a'\nlabel = { regex = '(' }", "input.label"),
             ("[input]\ngallery = 'a'\nmax_failures = '1'", "must be a count such as 20"),
             ("[evaluate]\nmodes = ['held_out']\n[input]\ngallery = 'a'", "held_out needs input.queries"),
+            ("[input]\ngallery = 'a'\nmax_pixels = 0", "input.max_pixels: 0 refuses every picture"),
+            ("[input]\ngallery = ''", "input.gallery: is empty; name a path"),
+            ("work = ''\n[input]\ngallery = 'a'", "work: is empty; name a path, or leave the key away"),
+            ("[input]\ngallery = 'a'\n[load.elasticsearch]\nca = ''", "load.elasticsearch.ca: is empty"),
             ("[model]\nbatch = 0\n[input]\ngallery = 'a'", "model.batch"),
             ("name = 'x'", "missing key `input`"),
             (
@@ -981,6 +1005,9 @@ mod tests {
             let error = load(text, &[], &[]).expect_err(text);
             assert!(error.contains(expected), "{text}: {error}");
         }
+        let error =
+            load("[input]\ngallery = 'a'", &[], &[("IMAGEDEX_WORK", "")]).expect_err("an empty folder");
+        assert!(error.contains("work: is empty"), "{error}");
     }
 
     #[test]

@@ -3,10 +3,12 @@
 use clap::ValueEnum;
 use serde::Serialize;
 
+use crate::exit::UsageError;
 use crate::models::Precision;
 
 /// Bounds within which a plan means anything.
 const MOST_PICTURES: f64 = 1e12;
+const LEAST_QUERIES: f64 = 1e-3;
 const MOST_QUERIES: f64 = 1e7;
 
 /// What is wished for.
@@ -25,6 +27,28 @@ pub struct Wish {
     pub disk_per_node: f64,
     /// Copies beside the primary one.
     pub replicas: u32,
+}
+
+impl Wish {
+    /// Whether Elasticsearch would take it.
+    ///
+    /// # Errors
+    /// An index option that is not for vectors of so many numbers.
+    pub fn check(&self) -> Result<(), UsageError> {
+        let dimensions = self.dimensions;
+        for option in &self.index_options {
+            let wanted = match option {
+                IndexOption::BbqHnsw if dimensions < 64 => "64 or more",
+                IndexOption::Int4Hnsw if !dimensions.is_multiple_of(2) => "an even number",
+                _ => continue,
+            };
+            let option = option.name();
+            return Err(UsageError(format!(
+                "--dimensions {dimensions}: Elasticsearch's {option} wants {wanted}; leave {option} out of --index-options"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// How vectors are kept for searching.
@@ -71,11 +95,11 @@ pub fn pictures(text: &str) -> Result<f64, String> {
 /// A number of queries a second.
 ///
 /// # Errors
-/// What is no number above 0, or is more than 1e7.
+/// What is no number from 0.001 to 1e7.
 pub fn rate(text: &str) -> Result<f64, String> {
     match number(text) {
-        Some(number) if number > 0.0 && number <= MOST_QUERIES => Ok(number),
-        _ => Err(format!("a number above 0, up to {MOST_QUERIES:e}, is wanted, such as 50")),
+        Some(number) if (LEAST_QUERIES..=MOST_QUERIES).contains(&number) => Ok(number),
+        _ => Err(format!("a number from {LEAST_QUERIES} to {MOST_QUERIES:e} is wanted, such as 50")),
     }
 }
 
@@ -110,14 +134,40 @@ mod tests {
         for text in ["0", "-1", "NaN", "inf", "1.5", "1e13", "", "many"] {
             pictures(text).expect_err(text);
         }
-        for text in ["0", "-0.5", "NaN", "inf", "1e8"] {
+        for text in ["0", "-0.5", "NaN", "inf", "1e8", "1e-300", "0.0009"] {
             rate(text).expect_err(text);
         }
         for text in ["64", "GB", "0GB", "-64GB", "NaNGB", "1MB", "2000TB"] {
             size(text).expect_err(text);
         }
-        assert_eq!((pictures("1e8"), rate("0.5"), size("64 GB")), (Ok(1e8), Ok(0.5), Ok(64e9)));
+        assert_eq!((pictures("1e8"), rate("0.001"), size("64 GB")), (Ok(1e8), Ok(0.001), Ok(64e9)));
         assert_eq!(size("2TiB"), Ok(2.0 * 1024.0f64.powi(4)));
+    }
+
+    #[test]
+    fn what_elasticsearch_refuses_is_no_plan() {
+        let check = |option, dimensions| {
+            let wish = Wish {
+                pictures: 1e6,
+                queries_per_second: 1.0,
+                dimensions,
+                index_options: vec![IndexOption::Exact, option],
+                precision: Precision::Int8,
+                cores_per_node: 16,
+                memory_per_node: 64e9,
+                disk_per_node: 2e12,
+                replicas: 1,
+            };
+            wish.check().map_err(|error| error.to_string())
+        };
+        for (option, dimensions) in [(IndexOption::BbqHnsw, 63), (IndexOption::Int4Hnsw, 511)] {
+            let error = check(option, dimensions).expect_err("refused");
+            for named in ["--dimensions", &dimensions.to_string(), "--index-options", option.name()] {
+                assert!(error.contains(named), "{error}");
+            }
+            check(option, dimensions + 1).expect("taken");
+        }
+        check(IndexOption::Int8Hnsw, 1).expect("taken");
     }
 
     proptest! {

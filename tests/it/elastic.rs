@@ -267,6 +267,45 @@ fn all_four_metrics_answer_as_flat_does() {
 }
 
 #[test]
+fn quantised_vectors_are_compared_once_more_where_asked() {
+    let rows = pictures(0..100, 64, 3);
+    let loaded = |oversample| {
+        let knn = KnnConfig {
+            index_options: Some("int4_flat".to_owned()),
+            oversample: Some(oversample),
+            ..KnnConfig::default()
+        };
+        let config = ElasticConfig { knn: Some(knn), ..config(&Node::shared().url(), &alias()) };
+        load(&Table::of(&rows), &config).expect("loaded")
+    };
+    let mut flat = Flat::new(true);
+    flat.create(rows.dim).expect("flat");
+    flat.upsert(&rows).expect("flat");
+    flat.commit().expect("flat");
+    let queries = pictures(0..40, 64, 11);
+    let asked: Vec<Query> = (0..queries.len())
+        .map(|i| Query { vector: queries.vector(i), k: 10, metric: Metric::Cosine })
+        .collect();
+    let truth = engines::Searcher::search_many(&flat, &asked).expect("flat");
+    // How many hits are flat's, and by how much a score is off at most.
+    let compared = |oversample, name| {
+        let loaded = loaded(oversample);
+        let arm = loaded.index.arms()[1];
+        assert_eq!(arm.name(), name);
+        let found = arm.search_many(&asked).expect("searched");
+        let pairs: Vec<_> = found.iter().flatten().zip(truth.iter().flatten()).collect();
+        assert_eq!(pairs.len(), 400);
+        let same = pairs.iter().filter(|(hit, truth)| hit.id == truth.id).count();
+        (same, pairs.iter().map(|(hit, truth)| (hit.score - truth.score).abs()).fold(0.0, f32::max))
+    };
+    // Ten times ten are all hundred of them, so nothing of the rounding to 4 bits is left.
+    let (same, off) = compared(10.0, "elasticsearch knn int4_flat 100 x 10");
+    assert!(same >= 396 && off < 1e-6, "{same} of 400, {off}");
+    let (fewer, off) = compared(0.0, "elasticsearch knn int4_flat 100 x 0");
+    assert!(fewer < same && off > 1e-4, "{fewer} of 400, {off}");
+}
+
+#[test]
 fn the_server_is_told_how_many_searches_to_work_on_at_once() {
     for (wanted, told) in [(Some(3), "&max_concurrent_searches=3"), (None, "")] {
         let (searches, as_told) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -861,6 +900,11 @@ fn what_is_not_elasticsearch_is_refused_in_plain_words() {
             open(&config(&proxy.url(), "shop")).as_server().expect("a server").preflight().expect_err(answer);
         assert!(refused.to_string().contains(says), "{refused}");
     }
+    let proxy = Proxy::before(1, move |_| Fault::Answer(200, r#"{"version":{"number":"8.17.3"}}"#));
+    let knn = KnnConfig { oversample: Some(3.0), ..KnnConfig::default() };
+    let config_of = |knn| ElasticConfig { knn: Some(knn), ..config(&proxy.url(), "shop") };
+    let refused = open(&config_of(knn)).as_server().expect("a server").preflight().expect_err("too old");
+    assert!(refused.to_string().contains("knn.oversample = 3 needs Elasticsearch 8.18"), "{refused}");
     let nobody = open(&config("http://127.0.0.1:1", "shop"))
         .as_server()
         .expect("a server")

@@ -130,6 +130,21 @@ impl ElasticConfig {
                     format!("{} has no approximate search by l1; the exact arm has it", self.product);
                 return Some(("knn.metric", reason));
             }
+            if let Some(oversample) = knn.oversample {
+                if oversample != 0.0 && !(1.0..=100.0).contains(&oversample) {
+                    return Some((
+                        "knn.oversample",
+                        format!("{oversample} is neither 0 nor between 1 and 100"),
+                    ));
+                }
+                if knn.is_exact(self.product) {
+                    let reason = format!(
+                        "`{}` searches vectors as they are; only quantised ones are compared once more",
+                        knn.options(self.product)
+                    );
+                    return Some(("knn.oversample", reason));
+                }
+            }
         }
         match self.product {
             Product::Elasticsearch => None,
@@ -170,6 +185,10 @@ pub struct KnnConfig {
     pub ef_construction: Option<u32>,
     /// Candidates looked at on each shard by a search; OpenSearch's `ef_search`.
     pub num_candidates: usize,
+    /// So many times the wanted hits are compared once more, by the vectors as they are (`rescore_vector`); 0 for none. Where it is not
+    /// set the server decides: of an index that 9.1 or later made it compares three times as many of `bbq_hnsw` and `bbq_flat`, and none of
+    /// the others.
+    pub oversample: Option<f32>,
 }
 
 impl Default for KnnConfig {
@@ -180,11 +199,17 @@ impl Default for KnnConfig {
             m: None,
             ef_construction: None,
             num_candidates: 100,
+            oversample: None,
         }
     }
 }
 
 impl KnnConfig {
+    /// Whether vectors are as they are in what is searched, not quantised.
+    fn is_exact(&self, product: Product) -> bool {
+        matches!(self.options(product), "hnsw" | "flat")
+    }
+
     /// `index_options` as the server is told.
     pub fn options(&self, product: Product) -> &str {
         self.index_options.as_deref().unwrap_or(match product {
@@ -375,6 +400,28 @@ mod tests {
             (knn(None), None),
         ] {
             assert_eq!(fault(config).as_deref(), key);
+        }
+    }
+
+    #[test]
+    fn oversampling_is_for_quantised_vectors() {
+        let fault = |index_options: &str, oversample| {
+            let knn = KnnConfig {
+                index_options: Some(index_options.to_owned()),
+                oversample: Some(oversample),
+                ..KnnConfig::default()
+            };
+            let config = ElasticConfig { alias: "a".to_owned(), knn: Some(knn), ..ElasticConfig::default() };
+            config.check().err().map(|(key, _)| key)
+        };
+        for oversample in [0.0, 1.0, 2.5, 100.0] {
+            assert_eq!(fault("int8_hnsw", oversample), None);
+        }
+        for oversample in [0.5, -1.0, 101.0, f32::NAN, f32::INFINITY] {
+            assert_eq!(fault("bbq_hnsw", oversample).as_deref(), Some("load.elasticsearch.knn.oversample"));
+        }
+        for options in ["hnsw", "flat"] {
+            assert_eq!(fault(options, 3.0).as_deref(), Some("load.elasticsearch.knn.oversample"));
         }
     }
 

@@ -39,6 +39,14 @@ impl Version {
         self >= Version { major: 9, minor: 2 }
     }
 
+    /// Whether `knn` takes `rescore_vector`; not to rescore, `oversample: 0`, can be asked of later ones.
+    pub fn rescores(self, oversample: f32) -> bool {
+        match oversample {
+            0.0 => self >= Version { major: 9, minor: 1 } || self.major == 8 && self.minor >= 19,
+            _ => self >= Version { major: 8, minor: 18 },
+        }
+    }
+
     /// Whether `sparse_vector` prunes unless told not to, and can be told so in the mapping.
     pub fn prunes_sparse(self) -> bool {
         self >= Version { major: 9, minor: 1 } || self.major == 8 && self.minor >= 19
@@ -193,7 +201,7 @@ pub enum Arm {
     /// `script_score` over all documents.
     Exact,
     /// The graph of `embedding_knn`, or in OpenSearch of `embedding`.
-    Knn { metric: Metric, num_candidates: usize },
+    Knn { metric: Metric, num_candidates: usize, oversample: Option<f32> },
     /// The inverted index of `embedding_sparse`: dot products of weights kept to 9 bits.
     Sparse,
 }
@@ -251,14 +259,17 @@ pub fn search(
                 json!(source)
             )
         }
-        Arm::Knn { num_candidates, .. } => {
+        Arm::Knn { num_candidates, oversample, .. } => {
             let candidates = (*num_candidates).max(k).min(MOST_HITS);
             let k = k.min(candidates);
             match product {
                 Product::Elasticsearch => {
                     let filter = Value::from(filter);
+                    let rescore = oversample.map_or_else(String::new, |oversample| {
+                        format!(r#","rescore_vector":{{"oversample":{oversample}}}"#)
+                    });
                     format!(
-                        r#""knn":{{"field":"{KNN_FIELD}","query_vector":{vector},"k":{k},"num_candidates":{candidates},"filter":{filter}}}"#
+                        r#""knn":{{"field":"{KNN_FIELD}","query_vector":{vector},"k":{k},"num_candidates":{candidates},"filter":{filter}{rescore}}}"#
                     )
                 }
                 Product::OpenSearch => {
@@ -347,6 +358,14 @@ mod tests {
         assert!(!version("9.2.8").takes_base64() && version("9.2.8").hides_vectors());
         assert!(!version("8.19.0-SNAPSHOT").hides_vectors() && version("8.19.0").prunes_sparse());
         assert!(!version("9.0.0").prunes_sparse() && version("10.0.1").prunes_sparse());
+        let rescore = |text: &str, oversample| version(text).rescores(oversample);
+        assert!(!rescore("8.17.9", 3.0) && rescore("8.18.0", 3.0) && rescore("9.0.0", 3.0));
+        assert!(
+            !rescore("8.18.9", 0.0)
+                && rescore("8.19.0", 0.0)
+                && !rescore("9.0.9", 0.0)
+                && rescore("9.1.0", 0.0)
+        );
         assert_eq!(Version::parse("newest"), None);
     }
 
@@ -354,7 +373,7 @@ mod tests {
     fn every_query_is_json_and_breaks_ties_by_id() {
         let vector = [0.5, 0.0, 0.25];
         let filters = [Filter { column: "label".to_owned(), value: "a\"b\n".to_owned() }];
-        let knn = Arm::Knn { metric: Metric::Cosine, num_candidates: 50 };
+        let knn = Arm::Knn { metric: Metric::Cosine, num_candidates: 50, oversample: Some(2.5) };
         let [es, os] = Product::ALL;
         for (product, arm) in
             [(es, Arm::Exact), (es, knn.clone()), (es, Arm::Sparse), (os, Arm::Exact), (os, knn)]
@@ -366,6 +385,8 @@ mod tests {
                 let body: Value = serde_json::from_str(&body).expect("JSON");
                 assert_eq!(body["sort"][1]["id"], "asc");
                 assert_eq!(body["size"], 7);
+                let rescores = product == Product::Elasticsearch && matches!(arm, Arm::Knn { .. });
+                assert_eq!(body["knn"]["rescore_vector"]["oversample"].as_f64(), rescores.then_some(2.5));
                 assert_eq!(body.to_string().contains("a\\\"b"), !filters.is_empty());
             }
         }
@@ -373,7 +394,7 @@ mod tests {
 
     #[test]
     fn approximate_scores_are_put_on_our_scale() {
-        let knn = |metric| Arm::Knn { metric, num_candidates: 1 };
+        let knn = |metric| Arm::Knn { metric, num_candidates: 1, oversample: None };
         let close = |a: f32, b: f32| assert!((a - b).abs() < 1e-6, "{a} {b}");
         close(knn(Metric::Cosine).score(Metric::Cosine, 0.9, true), 1.8);
         // A distance of 2: the server says 1 / (1 + 4).

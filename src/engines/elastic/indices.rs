@@ -429,11 +429,11 @@ mod tests {
     #[test]
     fn a_searchs_own_options_do_not_shape_an_index() {
         use super::super::config::KnnConfig;
-        let config = |num_candidates| ElasticConfig {
-            knn: Some(KnnConfig { num_candidates, ..KnnConfig::default() }),
+        let config = |num_candidates, oversample| ElasticConfig {
+            knn: Some(KnnConfig { num_candidates, oversample, ..KnnConfig::default() }),
             ..ElasticConfig::default()
         };
-        assert_eq!(shape(&config(50)), shape(&config(500)));
-        assert_ne!(shape(&config(50)), shape(&ElasticConfig::default()));
+        assert_eq!(shape(&config(50, None)), shape(&config(500, Some(3.0))));
+        assert_ne!(shape(&config(50, None)), shape(&ElasticConfig::default()));
     }
 }

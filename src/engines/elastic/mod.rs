@@ -133,8 +133,11 @@ impl Elastic {
             dim: source.dim,
         };
         let knn = self.config.knn.as_ref().map(|knn| {
-            let how = Arm::Knn { metric: knn.metric, num_candidates: knn.num_candidates };
-            arm(&format!("knn {} {}", knn.options(self.config.product), knn.num_candidates), how)
+            let KnnConfig { metric, num_candidates, oversample, .. } = *knn;
+            let options = knn.options(self.config.product);
+            let rescored = oversample.map_or_else(String::new, |oversample| format!(" x {oversample}"));
+            let how = Arm::Knn { metric, num_candidates, oversample };
+            arm(&format!("knn {options} {num_candidates}{rescored}"), how)
         });
         let sparse = self.config.sparse.then(|| arm("sparse_vector", Arm::Sparse));
         self.arms = knn.into_iter().chain(sparse).collect();

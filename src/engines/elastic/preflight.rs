@@ -68,6 +68,14 @@ pub fn version(client: &Client) -> Result<Version, EngineError> {
 
 /// Every check; what was found, a line each.
 pub fn check(client: &Client, config: &ElasticConfig, version: Version) -> Result<Vec<String>, EngineError> {
+    let oversample = config.knn.as_ref().and_then(|knn| knn.oversample);
+    if let Some(oversample) = oversample.filter(|oversample| !version.rescores(*oversample)) {
+        let key = client.product().key("knn.oversample");
+        let least = if oversample == 0.0 { "8.19, or 9.1," } else { "8.18" };
+        return Err(client.failed(format!(
+            "{key} = {oversample} needs Elasticsearch {least} and this is {version}; leave it away"
+        )));
+    }
     let mut lines = vec![format!("{} {version} at {}", client.product(), client.address())];
     lines.push(match client.product() {
         Product::Elasticsearch => privileges(client, config)?,
