@@ -236,27 +236,7 @@ fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result
     let segments = (shards * small.value + primary / SEGMENT_BYTES).ceil();
     let segments = lines.add("segments", "segments, of all shards", segments, "segments", Reasoned, &advice);
 
-    let oversample = if setting(option) == Some(RESCORED) { OVERSAMPLE } else { 0.0 };
-    let unset = figures.largest("knn.recall", IndexOption::Int8Hnsw.name(), CANDIDATES)?.value;
-    let choice = format!(
-        "a choice: knn = {{ num_candidates = 100, oversample = 3 }}; without oversample, the default, int8_hnsw found {unset:.3}"
-    );
-    let what = "searches: k 10, candidates 100, rescored x";
-    let oversample = lines.add("oversample", what, oversample, "", Reasoned, &choice);
-    let (query, basis, source) = query(option, n, segments, wish.dimensions, figures)?;
-    let source = format!("{source}; two digits, since it varies by a fifth");
-    let query = lines.add("core_ms_a_query", "a query", two_digits(query), "core-ms", basis, &source);
-    let cores = query / 1e3 * wish.queries_per_second / BUSY;
-    let choice = "a choice of ours: cores busy for half of the time";
-    let cores = lines.add("cores", "  all queries of a second", cores, "cores", Reasoned, choice);
-    let reads = oversample * NEAREST * shards * wish.queries_per_second;
-    let advice =
-        "each shard reads three times ten vectors as they are, from disk unless they happen to be cached";
-    lines.add("rescoring_reads", "  vectors read to rescore them", reads, "reads/s", Reasoned, advice);
-    let (found, basis, source) = recall(option, figures)?;
-    let what = format!("  of the ten nearest, found among {}", found.documents);
-    lines.add("recall", &what, found.value, "", basis, &source);
-
+    let cores = searches(&mut lines, wish, option, shards, segments, figures)?;
     let by_cores = (cores / f64::from(wish.cores_per_node)).ceil();
     let by_cores =
         lines.add("nodes_by_cores", "nodes by cores", by_cores, "nodes", Reasoned, "the cores above");
@@ -291,6 +271,39 @@ fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result
         &load.source,
     );
     Ok(lines.0)
+}
+
+/// The lines of searches. The cores they take.
+fn searches(
+    lines: &mut Lines,
+    wish: &Wish,
+    option: IndexOption,
+    shards: f64,
+    segments: f64,
+    figures: &Figures,
+) -> anyhow::Result<f64> {
+    use Basis::Reasoned;
+    let oversample = if setting(option) == Some(RESCORED) { OVERSAMPLE } else { 0.0 };
+    let unset = figures.largest("knn.recall", IndexOption::Int8Hnsw.name(), CANDIDATES)?.value;
+    let choice = format!(
+        "a choice: knn = {{ num_candidates = 100, oversample = 3 }}; without oversample, the default, int8_hnsw found {unset:.3}"
+    );
+    let what = "cosine, k 10; graphs: 100 candidates, rescored x";
+    let oversample = lines.add("oversample", what, oversample, "", Reasoned, &choice);
+    let (query, basis, source) = query(option, wish.pictures, segments, wish.dimensions, figures)?;
+    let source = format!("{source}; two digits, since it varies by a fifth");
+    let query = lines.add("core_ms_a_query", "a query", two_digits(query), "core-ms", basis, &source);
+    let cores = query / 1e3 * wish.queries_per_second / BUSY;
+    let choice = "a choice of ours: cores busy for half of the time";
+    lines.add("cores", "  all queries of a second", cores, "cores", Reasoned, choice);
+    let reads = oversample * NEAREST * shards * wish.queries_per_second;
+    let advice =
+        "each shard reads three times ten vectors as they are, from disk unless they happen to be cached";
+    lines.add("rescoring_reads", "  vectors read to rescore them", reads, "reads/s", Reasoned, advice);
+    let (found, basis, source) = recall(option, figures)?;
+    let what = format!("  of the ten nearest, found among {} thousand", found.documents / 1e3);
+    lines.add("recall", &what, found.value, "", basis, &source);
+    Ok(cores)
 }
 
 /// Nodes, of those that page cache, disk and cores need and the copies of each shard. The one to spare takes the shards of one that is lost.

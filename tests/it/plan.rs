@@ -52,11 +52,13 @@ fn the_json_says_the_same_and_adds_up() {
         close(value("disk_primary"), value("disk_a_document") * 1e8);
         close(value("disk_all"), value("disk_primary") * 3.0);
         close(value("memory_all"), value("memory_a_document") * 3e8);
-        close(value("heap"), 31e9);
+        close(value("heap"), 31.0 * 1024.0f64.powi(3));
+        close(value("cache"), (128e9 - value("heap")) * 0.85);
         close(value("cores"), value("core_ms_a_query") / 1e3 * 50.0 / 0.5);
         let most =
-            ["nodes_by_memory", "nodes_by_disk", "nodes_by_cores"].map(value).into_iter().fold(3.0, f64::max);
-        assert_eq!(value("nodes"), most);
+            ["nodes_by_memory", "nodes_by_disk", "nodes_by_cores"].map(value).into_iter().fold(0.0, f64::max);
+        assert_eq!(value("copies"), 3.0);
+        assert_eq!(value("nodes"), (most + 1.0).max(3.0));
         assert_eq!(value("nodes_by_cores"), (value("cores") / 16.0).ceil());
     }
 }
@@ -72,6 +74,7 @@ fn what_no_plan_can_be_made_for_is_refused_with_one_error() {
         ("--queries-per-second", "0"),
         ("--queries-per-second", "-1"),
         ("--queries-per-second", "NaN"),
+        ("--queries-per-second", "1e-300"),
         ("--dimensions", "0"),
         ("--dimensions", "5000"),
         ("--cores-per-node", "0"),
@@ -88,4 +91,14 @@ fn what_no_plan_can_be_made_for_is_refused_with_one_error() {
         assert_eq!((said.err.matches("error:").count(), said.out.as_str()), (1, ""), "{}", said.err);
     }
     plan(&["--pictures", "10"]).exits(2).complains("--queries-per-second");
+}
+
+#[test]
+fn vectors_that_elasticsearch_refuses_get_no_plan() {
+    for (dimensions, option) in [("32", "bbq_hnsw"), ("511", "int4_hnsw")] {
+        let args = ["--dimensions", dimensions, "--index-options", option];
+        let said = plan(&[&USUAL[..], &args].concat()).exits(2).complains("--dimensions").complains(option);
+        assert_eq!(said.out, "");
+    }
+    plan(&[&USUAL[..], &["--dimensions", "32", "--index-options", "exact,int4_hnsw"]].concat()).exits(0);
 }
