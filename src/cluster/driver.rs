@@ -1,11 +1,13 @@
 //! The run's side of a cluster: cuts pictures into parts, keeps the cluster busy, checks answers, and hands them over in order.
 //!
-//! What a newcomer would get wrong: a part whose answer does not come is not one that failed. Its executor may be stopped,
-//! swapping, or cut off, and Ballista waits for it. So once there is nothing new to send, the parts that take much longer than the
-//! others are sent a second time; the first answer counts, the other query is taken back.
+//! What a newcomer would get wrong: a part whose answer does not come is not one that failed. It may wait for its turn, as Ballista takes
+//! waiting queries in no order; or its executor may be stopped, swapping, or cut off, and Ballista waits for it. So once there is nothing
+//! new to send, the parts that take much longer than the others are sent once more, and later once more; the first answer counts,
+//! the other queries are taken back. When no answer at all comes for long, the run ends.
 //!
-//! Rows that come twice cannot be stored twice: a part is done once, and chunks are handed over by this thread alone. So the table needs
-//! no application transaction number; a run that is killed asks the table, by id and content hash, what is missing.
+//! Rows that come twice cannot be stored twice: a part is done once, and chunks are handed over by this thread alone, in commits that are
+//! never rebased. So the table needs no application transaction number; a run that is killed asks the table, by id and content
+//! hash, what is missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -41,6 +43,8 @@ const GREET_AGAIN: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(3);
 /// Parts that may be done ahead of the first that is not, for each part in flight: they wait in memory.
 const AHEAD: usize = 4;
+/// Queries of a part that are at the cluster at a time.
+const COPIES: usize = 3;
 
 /// A cluster that is ready to work for this run.
 pub struct Driver {
@@ -96,6 +100,7 @@ impl Driver {
         commit: impl FnMut(EmbeddingBatch, &str) -> Result<(), E>,
     ) -> Result<Embedded, E> {
         let (send, receive) = unbounded_channel();
+        let (in_flight, ahead) = room(&self.config, shares, self.dim);
         let parts = (0..images.len()).step_by(self.config.part);
         let parts =
             parts.map(|first| Part::of(first..(first + self.config.part).min(images.len()))).collect();
@@ -103,21 +108,35 @@ impl Driver {
             driver: self,
             images,
             parts,
+            in_flight,
+            ahead,
             next: 0,
             handed_over: 0,
             queries: 0,
             send,
             receive,
             times: Vec::new(),
-            answers: 0,
             last_answer: Instant::now(),
-            away_since: None,
+            away: None,
             trusted: BTreeSet::new(),
             progress: Progress::start("embed", images.len() as u64),
             embedded: Embedded::default(),
         };
         work.run(stop, Chunks::new(ChunkRule::within(shares, self.dim), self.dim, commit))
     }
+}
+
+/// Parts in flight, and parts whose rows may be in memory at a time: as configured, or fewer where a budget leaves rows less room.
+fn room(config: &ClusterConfig, shares: Shares, dim: usize) -> (usize, usize) {
+    let in_flight = config.in_flight;
+    if shares == Shares::default() {
+        return (in_flight, AHEAD * in_flight);
+    }
+    let most = (shares.rows(dim) / config.part).max(2);
+    if most < in_flight {
+        tracing::warn!("`memory` leaves room for the rows of {most} parts: no more are in flight at a time");
+    }
+    (in_flight.min(most), most.min(AHEAD * in_flight))
 }
 
 /// Asks for nothing but an answer: what the executor that gives it computes with.
@@ -134,12 +153,13 @@ async fn greet(
         || ClusterError::NoExecutor { address: config.address(), seconds: started.elapsed().as_secs() };
     // Dropped, it takes back what is still asked.
     let mut asked = JoinSet::new();
-    let mut pause = Duration::ZERO;
+    let mut again = Duration::ZERO;
+    let mut failures = 0;
     let mut said = false;
     loop {
-        if started.elapsed() >= pause {
-            asked.spawn(cluster.clone().ask(vec![(0, String::new(), String::new())], spec.clone()));
-            pause = (2 * pause).max(GREET_AGAIN);
+        if started.elapsed() >= again {
+            asked.spawn(cluster.clone().ask(vec![(0, String::new())], spec.clone()));
+            again = (2 * again).max(GREET_AGAIN);
         }
         let answered = tokio::time::timeout(TICK, asked.join_next()).await;
         match answered {
@@ -156,14 +176,19 @@ async fn greet(
             Ok(Some(Ok(Err(Trouble::Away(reason))))) => {
                 return Err(ClusterError::Scheduler { address: config.address(), reason });
             }
-            Ok(Some(Ok(Err(Trouble::Failed(reason))))) if asked.is_empty() => {
-                return Err(ClusterError::Scheduler { address: config.address(), reason });
+            Ok(Some(Ok(Err(Trouble::Failed(reason))))) => {
+                failures += 1;
+                if failures >= config.tries {
+                    return Err(ClusterError::NoAnswer { address: config.address(), reason });
+                }
+                tracing::warn!("asking an executor of {} again: {reason}", config.address());
+                again = again.min(started.elapsed() + PAUSE);
             }
             Ok(Some(Err(panic))) => {
-                return Err(ClusterError::Scheduler { address: config.address(), reason: panic.to_string() });
+                return Err(ClusterError::NoAnswer { address: config.address(), reason: panic.to_string() });
             }
-            // Another question is under way; or is asked when the pause is over.
-            Ok(Some(Ok(Err(Trouble::Alone | Trouble::Failed(_))))) => {}
+            // It is asked again in a while.
+            Ok(Some(Ok(Err(Trouble::Alone)))) => {}
             Ok(None) | Err(_) if stop.load(Ordering::Relaxed) => return Ok(None),
             Ok(None) | Err(_) if started.elapsed() > config.limit => return Err(none()),
             Ok(None) => tokio::time::sleep(TICK).await,
@@ -181,17 +206,20 @@ struct Part {
     pictures: Range<usize>,
     /// Failed answers so far.
     tries: usize,
-    /// When it was last sent, and the answers that had come by then.
-    sent: Instant,
-    answers: usize,
-    /// Its queries at the cluster, by number.
-    running: BTreeMap<u64, AbortHandle>,
+    /// Its queries at the cluster by number, which rises.
+    running: BTreeMap<u64, Running>,
     rows: Option<Vec<Row>>,
+}
+
+/// A query that was sent.
+struct Running {
+    sent: Instant,
+    query: AbortHandle,
 }
 
 impl Part {
     fn of(pictures: Range<usize>) -> Part {
-        Part { pictures, tries: 0, sent: Instant::now(), answers: 0, running: BTreeMap::new(), rows: None }
+        Part { pictures, tries: 0, running: BTreeMap::new(), rows: None }
     }
 
     fn is_open(&self) -> bool {
@@ -200,7 +228,16 @@ impl Part {
 
     /// Takes its queries back.
     fn abandon(&mut self) {
-        std::mem::take(&mut self.running).into_values().for_each(|query| query.abort());
+        std::mem::take(&mut self.running).into_values().for_each(|running| running.query.abort());
+    }
+
+    /// Whether it is time for one more query: the more there are, the longer the last one is waited for.
+    fn is_late(&self, usual: Duration) -> bool {
+        let copies = self.running.len();
+        let last = self.running.values().next_back();
+        self.is_open()
+            && copies < COPIES
+            && last.is_some_and(|last| last.sent.elapsed() > usual * copies as u32)
     }
 }
 
@@ -212,6 +249,9 @@ struct Work<'a> {
     driver: &'a Driver,
     images: &'a [Seen],
     parts: Vec<Part>,
+    /// As [`room`] has them.
+    in_flight: usize,
+    ahead: usize,
     /// The first part that was not sent yet, and the first that was not handed over.
     next: usize,
     handed_over: usize,
@@ -221,11 +261,11 @@ struct Work<'a> {
     receive: UnboundedReceiver<Event>,
     /// Seconds from sending to answer of the last parts.
     times: Vec<f64>,
-    answers: usize,
     last_answer: Instant,
-    away_since: Option<Instant>,
-    /// Executors that have shown that they see what this machine sees.
-    trusted: BTreeSet<String>,
+    /// When the scheduler was first, and last, found not to answer.
+    away: Option<(Instant, Instant)>,
+    /// Executors, and the buckets where what they read was what this machine reads.
+    trusted: BTreeSet<(String, String)>,
     progress: Progress,
     embedded: Embedded,
 }
@@ -293,10 +333,9 @@ impl Work<'_> {
 
     /// Sends new parts, and where there are none to send, the late ones again.
     fn keep_busy(&mut self) {
-        let in_flight = self.driver.config.in_flight;
         let open = self.parts[self.handed_over..self.next].iter().filter(|part| part.is_open()).count();
-        let ahead = (self.handed_over + AHEAD * in_flight).min(self.parts.len());
-        let new = (in_flight.saturating_sub(open)).min(ahead.saturating_sub(self.next));
+        let ahead = (self.handed_over + self.ahead).min(self.parts.len());
+        let new = (self.in_flight.saturating_sub(open)).min(ahead.saturating_sub(self.next));
         for _ in 0..new {
             self.send(self.next, Duration::ZERO);
             self.next += 1;
@@ -307,13 +346,12 @@ impl Work<'_> {
         let mut times = self.times.clone();
         times.sort_by(f64::total_cmp);
         // Twice the usual, and a second for what is not the pictures' doing.
-        let late = Duration::from_secs_f64(2.0 * times[times.len() / 2] + 1.0);
-        if open >= in_flight && self.last_answer.elapsed() < late {
+        let usual = Duration::from_secs_f64(2.0 * times[times.len() / 2] + 1.0);
+        if open >= self.in_flight && self.last_answer.elapsed() < usual {
             return;
         }
-        let is_late = |part: &Part| part.is_open() && part.running.len() == 1 && part.sent.elapsed() > late;
         let late: Vec<usize> =
-            (self.handed_over..self.next).filter(|&index| is_late(&self.parts[index])).collect();
+            (self.handed_over..self.next).filter(|&index| self.parts[index].is_late(usual)).collect();
         for index in late {
             let part = &self.parts[index].pictures;
             tracing::info!("pictures {} to {} are late and were sent once more", part.start + 1, part.end);
@@ -328,7 +366,7 @@ impl Work<'_> {
         let images = &self.images[part.pictures.clone()];
         let wanted = images.iter().zip(part.pictures.start as u64..);
         let wanted: Vec<Wanted> =
-            wanted.map(|(seen, number)| (number, seen.image.source.to_text(), seen.sha256.clone())).collect();
+            wanted.map(|(seen, number)| (number, seen.image.source.to_text())).collect();
         let (cluster, spec, answer) =
             (self.driver.cluster.clone(), self.driver.spec.clone(), self.send.clone());
         let asked = self.driver.handle.spawn(async move {
@@ -340,9 +378,7 @@ impl Work<'_> {
             // Nobody listens where the run has ended.
             let _ = answer.send((index, number, answered));
         });
-        part.sent = Instant::now();
-        part.answers = self.answers;
-        part.running.insert(number, asked.abort_handle());
+        part.running.insert(number, Running { sent: Instant::now(), query: asked.abort_handle() });
     }
 
     /// An answer, or its failure.
@@ -354,15 +390,21 @@ impl Work<'_> {
     ) -> Result<(), ClusterError> {
         let config = &self.driver.config;
         // One that was given up may have been on its way here.
-        if self.parts[index].running.remove(&query).is_none() || !self.parts[index].is_open() {
+        let Some(running) = self.parts[index].running.remove(&query) else { return Ok(()) };
+        if !self.parts[index].is_open() {
             return Ok(());
         }
         let reason = match answer {
             Err(Trouble::Away(reason)) => {
-                let since = *self.away_since.get_or_insert_with(|| {
+                let now = Instant::now();
+                // Each open part asks every few seconds: nobody has found it away for long, so it was back.
+                let since =
+                    self.away.filter(|(_, last)| last.elapsed() < PATIENCE / 2).map(|(since, _)| since);
+                if since.is_none() {
                     tracing::warn!("scheduler {} does not answer: {reason}", config.address());
-                    Instant::now()
-                });
+                }
+                let since = since.unwrap_or(now);
+                self.away = Some((since, now));
                 if since.elapsed() > PATIENCE {
                     return Err(ClusterError::Scheduler { address: config.address(), reason });
                 }
@@ -372,25 +414,24 @@ impl Work<'_> {
             // Not the part's doing: it waits for others, as long as the limit allows.
             Err(Trouble::Alone) => {
                 tracing::debug!("no executor of {} is left", config.address());
-                self.away_since = None;
+                self.away = None;
                 self.send_again(index, 2 * PAUSE);
                 return Ok(());
             }
             Err(Trouble::Failed(reason)) => Bad::Part(reason),
             Ok(rows) => {
-                self.answers += 1;
                 self.last_answer = Instant::now();
                 match self.check(index, rows) {
                     Ok(rows) => {
-                        self.done(index, rows);
-                        self.away_since = None;
+                        self.done(index, rows, running.sent);
+                        self.away = None;
                         return Ok(());
                     }
                     Err(bad) => bad,
                 }
             }
         };
-        self.away_since = None;
+        self.away = None;
         self.failed(index, reason)
     }
 
@@ -446,28 +487,27 @@ impl Work<'_> {
                     row.executor
                 )));
             }
-            match look(row, seen, self.trusted.contains(&row.executor)) {
+            let pair = seen.image.source.bucket().map(|bucket| (row.executor.clone(), bucket));
+            match look(row, seen, pair.as_ref().is_some_and(|pair| self.trusted.contains(pair))) {
                 Look::Good => {}
+                Look::Compared => self.trusted.extend(pair),
                 Look::Gone(reason) => *row = Row::failed(&row.executor, "read", "unreadable", reason),
                 Look::Unlike(reason) => {
                     let (executor, picture) = (row.executor.clone(), seen.image.id.clone());
                     return Err(Bad::Picture(ClusterError::Unlike { executor, picture, reason }));
                 }
             }
-            if row.sha256.is_some() && !self.trusted.contains(&row.executor) {
-                self.trusted.insert(row.executor.clone());
-            }
         }
         Ok(rows)
     }
 
-    fn done(&mut self, index: usize, rows: Vec<Row>) {
+    fn done(&mut self, index: usize, rows: Vec<Row>, sent: Instant) {
         let part = &mut self.parts[index];
         part.abandon();
         if self.times.len() == 32 {
             self.times.remove(0);
         }
-        self.times.push(part.sent.elapsed().as_secs_f64());
+        self.times.push(sent.elapsed().as_secs_f64());
         let failed = rows.iter().filter(|row| row.stage.is_some()).count();
         self.progress.advance(rows.len() - failed, failed);
         for row in &rows {
@@ -480,26 +520,18 @@ impl Work<'_> {
         part.rows = Some(rows);
     }
 
-    /// Ends what has waited too long.
-    fn look_after(&mut self) -> Result<(), ClusterError> {
+    /// Ends the run when nothing was answered for too long.
+    fn look_after(&self) -> Result<(), ClusterError> {
         let config = &self.driver.config;
-        if self.last_answer.elapsed() > config.limit && self.away_since.is_none() {
-            let seconds = self.last_answer.elapsed().as_secs();
-            return Err(ClusterError::NoExecutor { address: config.address(), seconds });
+        // A scheduler that is away has its own time.
+        let limit = if self.away.is_some() { config.limit.max(2 * PATIENCE) } else { config.limit };
+        match self.last_answer.elapsed() > limit {
+            true => {
+                let seconds = self.last_answer.elapsed().as_secs();
+                Err(ClusterError::NoExecutor { address: config.address(), seconds })
+            }
+            false => Ok(()),
         }
-        // A part that waits for its turn is not late: as many answers as were sent before it have to come first.
-        let (limit, in_flight, answers) = (config.limit, config.in_flight, self.answers);
-        let is_overdue = |part: &Part| {
-            part.is_open() && part.sent.elapsed() > limit && answers - part.answers >= in_flight
-        };
-        let open = self.handed_over..self.next;
-        let overdue: Vec<usize> = open.filter(|&index| is_overdue(&self.parts[index])).collect();
-        for index in overdue {
-            self.parts[index].abandon();
-            let reason = format!("no answer within {} s (extract.limit_seconds)", limit.as_secs());
-            self.failed(index, Bad::Part(reason))?;
-        }
-        Ok(())
     }
 
     fn hand_over<E: From<ClusterError>, C: FnMut(EmbeddingBatch, &str) -> Result<(), E>>(
@@ -539,6 +571,8 @@ enum Bad {
 /// What an executor's picture is, beside the one that is here.
 enum Look {
     Good,
+    /// Its bytes, of which no hash was known, were fetched here as well, and are the same.
+    Compared,
     /// It is not there any more, here as there: the reason of the failure.
     Gone(String),
     /// The executor sees another picture, or none: why.
@@ -548,8 +582,8 @@ enum Look {
 /// Compares the bytes that an executor read with those that are here. Where they differ, this machine looks again: the file may have
 /// changed, or be gone, since it was first seen.
 ///
-/// Of a new object no hash is known, and this machine does not fetch all of them to have one. It fetches the first that an executor
-/// answers for: that shows whether both mean the same store.
+/// Of a new object no hash is known, and this machine does not fetch all of them to have one. It fetches the first of a bucket that an
+/// executor answers for: that shows whether both mean the same store.
 fn look(row: &Row, seen: &Seen, trusted: bool) -> Look {
     let is_known = !seen.sha256.is_empty();
     match &row.sha256 {
@@ -561,10 +595,15 @@ fn look(row: &Row, seen: &Seen, trusted: bool) -> Look {
         (Ok(ours), _) => ours,
         // What stands at its place in an archive that has changed is not this picture.
         (Err(error), Source::Member { .. }) => return Look::Gone(error.to_string()),
+        // Nothing to compare with, and nothing known: another look may do.
+        (Err(error), _) if !is_known && row.sha256.is_some() => {
+            return Look::Unlike(format!("it was read there, and here not: {error}"));
+        }
         (Err(_), _) => return Look::Good,
     };
     match &row.sha256 {
         None => Look::Unlike(row.reason.clone().unwrap_or_default()),
+        Some(theirs) if !is_known && *theirs == ours => Look::Compared,
         Some(theirs) if *theirs == ours || (is_known && ours != seen.sha256) => Look::Good,
         Some(theirs) => Look::Unlike(format!("it is of sha256 {theirs} there, and {ours} here")),
     }
@@ -664,6 +703,52 @@ mod tests {
     }
 
     #[test]
+    fn a_budget_bounds_the_rows_that_wait() {
+        let config = ClusterConfig {
+            host: String::new(),
+            port: 0,
+            part: 256,
+            in_flight: 16,
+            limit: Duration::ZERO,
+            tries: 1,
+            tls: None,
+        };
+        assert_eq!(room(&config, Shares::default(), 512), (16, 64));
+        // 2,560 bytes a row: 10 parts, and of the smallest budget no part; two keep a cluster busy.
+        let shares = |rows| Shares { rows, ..Shares::default() };
+        assert_eq!(room(&config, shares(10 * 256 * 2_560), 512), (10, 10));
+        assert_eq!(room(&config, shares(1 << 20), 512), (2, 2));
+        assert_eq!(room(&ClusterConfig { in_flight: 4, ..config }, shares(10 * 256 * 2_560), 512), (4, 10));
+    }
+
+    #[test]
+    fn a_part_is_late_again_after_longer() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let usual = Duration::from_secs(10);
+        let mut part = Part::of(0..4);
+        assert!(!part.is_late(usual), "nothing was sent");
+        let send = |part: &mut Part, seconds_ago: u64| {
+            let query = runtime.spawn(async {}).abort_handle();
+            let sent =
+                Instant::now().checked_sub(Duration::from_secs(seconds_ago)).expect("it was up by then");
+            part.running.insert(part.running.len() as u64, Running { sent, query });
+        };
+        send(&mut part, 60);
+        assert!(part.is_late(usual));
+        send(&mut part, 15);
+        assert!(!part.is_late(usual), "the second is waited for twice as long");
+        part.running.clear();
+        send(&mut part, 60);
+        send(&mut part, 25);
+        assert!(part.is_late(usual));
+        send(&mut part, 60);
+        assert!(!part.is_late(usual), "three are enough");
+        part.rows = Some(Vec::new());
+        part.running.pop_last();
+        assert!(!part.is_late(usual), "it is done");
+    }
+
+    #[test]
     fn bytes_are_looked_at_again_where_an_executor_read_others() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("1.png");
@@ -693,9 +778,11 @@ mod tests {
     fn a_picture_without_a_hash_is_read_here_once_for_each_executor() {
         let bytes = |text: &str| seen(Source::Fetched(text.to_owned().into()), "");
         let (ours, others) = (sha256_hex(b"ours"), sha256_hex(b"others"));
-        assert!(matches!(look(&answer(Some(&ours)), &bytes("ours"), false), Look::Good));
+        assert!(matches!(look(&answer(Some(&ours)), &bytes("ours"), false), Look::Compared));
         assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), false), Look::Unlike(_)));
         assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), true), Look::Good));
         assert!(matches!(look(&answer(None), &bytes("ours"), true), Look::Unlike(_)));
+        let here_not = seen(Source::File("/nowhere/1.png".into()), "");
+        assert!(matches!(look(&answer(Some(&ours)), &here_not, false), Look::Unlike(_)));
     }
 }

@@ -18,14 +18,15 @@ use ballista_executor::health::ExecutorHealth;
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::session_state::SessionStateBuilder;
 
-use super::scheduler::MOST_BYTES;
-use super::tls::Tls;
+use super::scheduler::{MOST_BYTES, asked_to_end};
+use super::tls::{self, Tls};
 use super::udf::embed_image;
 use super::worker::Worker;
 use super::{ClusterError, TlsFiles};
 use crate::commands::say;
 use crate::embedders::Runtime;
 use crate::embedders::onnx::runtime_facts;
+use crate::exit::Exit;
 use crate::interrupt;
 use crate::models;
 
@@ -36,7 +37,7 @@ pub struct ExecutorOptions {
     pub scheduler: (String, u16),
     pub bind: IpAddr,
     pub port: u16,
-    /// The name under which the driver reaches it.
+    /// The name under which the driver reaches it; an IPv6 address in brackets.
     pub host: String,
     /// Tasks at a time: while one waits for the model, the other decodes.
     pub tasks: usize,
@@ -69,7 +70,7 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
     let (scheduler_host, scheduler_port) = options.scheduler.clone();
     let health = ExecutorHealth::new();
     let config = ExecutorProcessConfig {
-        bind_host: options.bind.to_string(),
+        bind_host: in_url(options.bind),
         external_host: Some(options.host.clone()),
         port: options.port,
         // Not opened: it asks for work, and takes no orders.
@@ -88,7 +89,7 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
         grpc_max_decoding_message_size: MOST_BYTES,
         grpc_max_encoding_message_size: MOST_BYTES,
         override_function_registry: Some(Arc::new(BallistaFunctionRegistry::from(&state))),
-        override_create_grpc_client_endpoint: tls.as_ref().map(Tls::client),
+        override_create_grpc_client_endpoint: Some(tls::endpoint(tls.as_ref())),
         override_arrow_flight_service: tls.as_ref().map(flight_over_tls),
         health: health.clone(),
         ..ExecutorProcessConfig::default()
@@ -97,6 +98,7 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
     let how = if tls.is_some() { ", TLS on both sides" } else { "" };
     say(format!("executor {name} of {of}{how}; ONNX Runtime {}, CPU {}\n", facts.onnxruntime, facts.cpu)
         .as_bytes())?;
+    tls::warn_of_strangers(options.bind, tls.as_ref());
     let runtime = super::job::runtime()?;
     runtime.block_on(wait_for(
         &of,
@@ -105,7 +107,18 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
         options.patience,
     ))?;
     runtime.spawn(report(health, of.clone()));
-    let ended = runtime.block_on(start_executor_process(Arc::new(config)));
+    let ended = runtime.block_on(async {
+        tokio::select! {
+            ended = start_executor_process(Arc::new(config)) => Some(ended),
+            // By then Ballista has told the scheduler, which gives its tasks to others. It would go on as long as it gets new ones.
+            () = async { asked_to_end().await; tokio::time::sleep(Duration::from_secs(2)).await } => None,
+        }
+    });
+    let Some(ended) = ended else {
+        tracing::info!("ended; the scheduler gives its tasks to others");
+        drop(folder);
+        interrupt::leave(Exit::Done)
+    };
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended.map_err(|error| match error {
         BallistaError::GrpcConnectionError(reason) | BallistaError::General(reason) => {
@@ -114,6 +127,14 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
         other => failed(other.to_string()),
     })?;
     Ok(())
+}
+
+/// An address as a URL has it.
+pub fn in_url(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
 }
 
 /// Until the scheduler answers, for `patience` seconds at most.

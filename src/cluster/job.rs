@@ -23,7 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use super::answer::{Row, from_array};
 use super::scheduler::MOST_BYTES;
-use super::tls::Tls;
+use super::tls::{self, Tls};
 use super::udf::embed_image;
 use super::worker::Worker;
 use super::{ClusterConfig, ClusterError};
@@ -55,14 +55,14 @@ pub struct Cluster {
     open: AtomicUsize,
 }
 
-/// A picture as it is asked for: its number, its location, its hash.
-pub type Wanted = (u64, String, String);
+/// A picture as it is asked for: its number and its location. Not its hash: that the answer has it shows that the bytes were read.
+pub type Wanted = (u64, String);
 
 impl Cluster {
     /// Reads certificates; connects to nothing yet.
     pub fn new(config: &ClusterConfig) -> std::result::Result<Cluster, ClusterError> {
         let tls = config.tls.as_ref().map(Tls::read).transpose()?;
-        let mut session = SessionConfig::new_with_ballista()
+        let session = SessionConfig::new_with_ballista()
             // A part is one task.
             .with_target_partitions(1)
             .with_ballista_grpc_client_max_message_size(MOST_BYTES as usize)
@@ -71,10 +71,8 @@ impl Cluster {
             .set_bool("ballista.client.pull", true)
             // Tries are ours.
             .set_usize("ballista.client.io_retries_times", 1)
-            .set_usize("ballista.client.io_retry_wait_time_ms", 200);
-        if let Some(tls) = &tls {
-            session = session.with_ballista_override_create_grpc_client_endpoint(tls.client());
-        }
+            .set_usize("ballista.client.io_retry_wait_time_ms", 200)
+            .with_ballista_override_create_grpc_client_endpoint(tls::endpoint(tls.as_ref()));
         Ok(Cluster {
             url: format!("http://{}:{}", config.host, config.port),
             context: SessionContext::new_with_config(session),
@@ -133,10 +131,7 @@ pub async fn connect(
 ) -> std::result::Result<SchedulerGrpcClient<Channel>, String> {
     let asked = async {
         let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| whole(&error))?;
-        let endpoint = match tls {
-            Some(tls) => tls.client()(endpoint).map_err(|error| whole(&*error))?,
-            None => endpoint,
-        };
+        let endpoint = tls::endpoint(tls)(endpoint).map_err(|error| whole(&*error))?;
         let mut scheduler =
             SchedulerGrpcClient::new(endpoint.connect().await.map_err(|error| whole(&error))?);
         // Of a job that it does not know a scheduler says so, which is no error.
@@ -180,13 +175,11 @@ impl Drop for TakenBack {
     }
 }
 
-/// `SELECT picture, embed_image(location, sha256, spec) FROM (VALUES …)`: the list travels in the query, so nothing but the
+/// `SELECT picture, embed_image(location, spec) FROM (VALUES …)`: the list travels in the query, so nothing but the
 /// pictures has to be on a disk that all machines see.
 pub fn query(function: &Arc<ScalarUDF>, wanted: &[Wanted], spec: &str) -> Result<LogicalPlan> {
-    let row = |(number, location, sha256): &Wanted| -> Vec<Expr> {
-        vec![lit(*number), lit(location.as_str()), lit(sha256.as_str())]
-    };
-    let answer = function.call(vec![col("column2"), col("column3"), lit(spec)]).alias("answer");
+    let row = |(number, location): &Wanted| -> Vec<Expr> { vec![lit(*number), lit(location.as_str())] };
+    let answer = function.call(vec![col("column2"), lit(spec)]).alias("answer");
     LogicalPlanBuilder::values(wanted.iter().map(row).collect())?
         .project([col("column1").alias("picture"), answer])?
         .build()

@@ -2,7 +2,7 @@
 //! writes the table.
 //!
 //! Ballista carries the work: a `scheduler` hands out tasks, `executor`s run the query
-//! `SELECT picture, embed_image(location, sha256, spec)` on them, and the `driver` sends one query for each part of
+//! `SELECT picture, embed_image(location, spec)` on them, and the `driver` sends one query for each part of
 //! some hundred pictures and reads what comes back. What a newcomer would get wrong: Ballista is not trusted with the table. It writes rows twice
 //! or never ends when an executor dies at the wrong moment (docs/scaling.md); so it only fans a function out, and each row that
 //! comes back is checked against the list of the pictures that were sent.
@@ -46,10 +46,16 @@ pub enum ClusterError {
     Scheduler { address: String, reason: String },
     /// None is running, all have died, or none is fast enough for a part within the time.
     #[error(
-        "no executor of {address} has answered for {seconds} s (extract.limit_seconds); start some with `imagedex cluster executor`, \
-         then run again"
+        "no executor of {address} has answered for {seconds} s (extract.limit_seconds); start some with `imagedex cluster executor`, or, if \
+         they are at work, lower extract.part or raise extract.limit_seconds; then run again"
     )]
     NoExecutor { address: String, seconds: u64 },
+    /// The scheduler is there, and some executor too, but its answer cannot be fetched. It is fetched from the executor itself.
+    #[error(
+        "no answer of an executor of {address} can be had: {reason}; each executor must be reachable from here under its --host and \
+         --port"
+    )]
+    NoAnswer { address: String, reason: String },
     /// It has another program, model file or runtime than this machine, whose vectors would not compare. Make it the same there.
     #[error("executor {executor} cannot take part: {reason}")]
     Refused { executor: String, reason: String },
@@ -65,7 +71,7 @@ pub enum ClusterError {
         "pictures {first} to {last} were not embedded in {tries} tries (extract.tries): {reason}; run again to go on"
     )]
     Part { first: String, last: String, tries: usize, reason: String },
-    /// The file of a certificate or key cannot be read, or is no PEM file. Correct the path.
+    /// The file of a certificate or key cannot be read, is no PEM file, or is another's key. Correct the path.
     #[error("TLS: {path}: {reason}")]
     Tls { path: PathBuf, reason: String },
     /// The address is taken, or is not of this machine; or the folder cannot be written.
@@ -91,7 +97,7 @@ pub struct ClusterConfig {
     /// `extract.in_flight`: parts at the cluster at a time; two for each task that all executors together can run keep them busy.
     /// Default: 16.
     pub in_flight: usize,
-    /// `extract.limit_seconds`: how long an answer to one part may take, waiting for its turn included. Default: 600.
+    /// `extract.limit_seconds`: after so long without an answer to any part the run ends. Default: 600.
     pub limit: Duration,
     /// `extract.tries`: how often a part that failed is sent before the run ends. Default: 3.
     pub tries: usize,

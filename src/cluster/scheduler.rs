@@ -19,7 +19,7 @@ use datafusion_proto::protobuf::{LogicalPlanNode, PhysicalPlanNode};
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use super::tls::Tls;
+use super::tls::{self, Tls};
 use super::udf::embed_image;
 use super::worker::Worker;
 use super::{ClusterError, TlsFiles};
@@ -69,7 +69,7 @@ async fn serve(options: &SchedulerOptions, tls: Option<Tls>) -> anyhow::Result<(
             state.register_udf(function.clone())?;
             Ok(state)
         })),
-        override_create_grpc_client_endpoint: tls.as_ref().map(Tls::client),
+        override_create_grpc_client_endpoint: Some(tls::endpoint(tls.as_ref())),
         use_tls: tls.is_some(),
         ..SchedulerConfig::default()
     };
@@ -88,6 +88,7 @@ async fn serve(options: &SchedulerOptions, tls: Option<Tls>) -> anyhow::Result<(
     let address = listener.local_addr().unwrap_or(address);
     let how = if tls.is_some() { ", TLS on both sides" } else { "" };
     say(format!("scheduler at df://{address}{how}\n").as_bytes())?;
+    tls::warn_of_strangers(options.bind, tls.as_ref());
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = server.add_service(service).serve_with_incoming_shutdown(incoming, asked_to_end());
     // What is connected would hold it up for ever.
@@ -98,7 +99,7 @@ async fn serve(options: &SchedulerOptions, tls: Option<Tls>) -> anyhow::Result<(
     Ok(())
 }
 
-async fn asked_to_end() {
+pub(super) async fn asked_to_end() {
     while !interrupt::is_set() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

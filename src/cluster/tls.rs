@@ -1,14 +1,17 @@
-//! Mutual TLS between driver, scheduler and executors: each shows a certificate that the one authority signed.
+//! Connections between driver, scheduler and executors: how long they wait, and mutual TLS, with certificates that one authority signed.
 //!
-//! Ballista connects to `http://`; its hook for connections is where that becomes `https://`. Certificates must name the host
-//! that others connect to: the scheduler's in `extract.on`, an executor's as it gives it with `--host`.
+//! Ballista connects to `http://`; its hook for connections is where that becomes `https://`. A certificate must name the host
+//! that others connect to: the scheduler's in `extract.on`, an executor's as it gives it with `--host`. Of who connects it must be the
+//! authority's alone.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ballista_core::extension::EndpointOverrideFn;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 
+use super::job::whole;
 use super::{ClusterError, TlsFiles};
 
 /// Certificates and key, read.
@@ -32,24 +35,54 @@ impl Tls {
         // There are two in this program, and Ballista's client names none. It is set already where this is not the first.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let identity = Identity::from_pem(pem(&files.cert)?, pem(&files.key)?);
-        Ok(Tls { ca: Certificate::from_pem(pem(&files.ca)?), identity })
+        let tls = Tls { ca: Certificate::from_pem(pem(&files.ca)?), identity };
+        // A key that belongs to another certificate shows here, and not as a member that does not answer.
+        let server = Server::builder().tls_config(tls.server()).map(drop);
+        let client = Endpoint::from_static("https://localhost").tls_config(tls.client()).map(drop);
+        server.and(client).map_err(|error| {
+            let reason = format!("not a certificate with its key and authority: {}", whole(&error));
+            ClusterError::Tls { path: files.cert.clone(), reason }
+        })?;
+        Ok(tls)
     }
 
     pub fn server(&self) -> ServerTlsConfig {
         ServerTlsConfig::new().identity(self.identity.clone()).client_ca_root(self.ca.clone())
     }
 
-    /// Makes each connection of Ballista's a TLS connection.
-    pub fn client(&self) -> EndpointOverrideFn {
-        let config = ClientTlsConfig::new().ca_certificate(self.ca.clone()).identity(self.identity.clone());
-        Arc::new(move |endpoint: Endpoint| {
-            let authority = endpoint.uri().authority().map(ToString::to_string).unwrap_or_default();
-            let endpoint = Endpoint::from_shared(format!("https://{authority}"))?
-                .connect_timeout(Duration::from_secs(20))
-                .tcp_nodelay(true)
-                .http2_keep_alive_interval(Duration::from_secs(300))
-                .keep_alive_timeout(Duration::from_secs(20));
-            Ok(endpoint.tls_config(config.clone())?)
-        })
+    fn client(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new().ca_certificate(self.ca.clone()).identity(self.identity.clone())
     }
+}
+
+/// Says so where strangers are let in.
+pub fn warn_of_strangers(bind: IpAddr, tls: Option<&Tls>) {
+    if tls.is_none() && !bind.is_loopback() {
+        tracing::warn!(
+            "without --ca, --cert and --key whoever reaches {bind} can have files read and written as this user"
+        );
+    }
+}
+
+/// What each connection is made with, whoever makes it. Whoever is gone without a word, as after a power cut, is noticed within half a
+/// minute. Requests are answered at once, or that they are under way: their time ends with the first byte.
+pub fn endpoint(tls: Option<&Tls>) -> EndpointOverrideFn {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let tls = tls.map(Tls::client);
+    Arc::new(move |endpoint: Endpoint| {
+        let endpoint = match &tls {
+            None => endpoint,
+            Some(tls) => {
+                let authority = endpoint.uri().authority().map(ToString::to_string).unwrap_or_default();
+                Endpoint::from_shared(format!("https://{authority}"))?.tls_config(tls.clone())?
+            }
+        };
+        Ok(endpoint
+            .connect_timeout(PATIENCE)
+            .timeout(PATIENCE)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(PATIENCE)
+            .keep_alive_while_idle(true))
+    })
 }

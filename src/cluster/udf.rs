@@ -1,4 +1,4 @@
-//! The function `embed_image(location, sha256, spec)` of DataFusion's SQL: what an executor is asked to run.
+//! The function `embed_image(location, spec)` of DataFusion's SQL: what an executor is asked to run.
 //!
 //! It is asynchronous, so that a task that waits for the model blocks no thread of the executor, and it takes a part as one batch: decoding
 //! and model overlap inside. It is registered three times: with the driver, which writes the query, with the scheduler,
@@ -27,7 +27,7 @@ pub const NAME: &str = "embed_image";
 /// The function, run by `worker`.
 pub fn embed_image(worker: Arc<Worker>) -> ScalarUDF {
     let text = DataType::Utf8;
-    let signature = Signature::exact(vec![text.clone(), text.clone(), text], Volatility::Volatile);
+    let signature = Signature::exact(vec![text.clone(), text], Volatility::Volatile);
     AsyncScalarUDF::new(Arc::new(EmbedImage { worker, signature })).into_scalar_udf()
 }
 
@@ -72,7 +72,7 @@ impl ScalarUDFImpl for EmbedImage {
 #[async_trait]
 impl AsyncScalarUDFImpl for EmbedImage {
     async fn invoke_async_with_args(&self, args: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let [locations, _, specs] = &args.args[..] else { return exec_err!("{NAME} takes three values") };
+        let [locations, specs] = &args.args[..] else { return exec_err!("{NAME} takes two values") };
         let texts = |value: &ColumnarValue| cast(&value.to_array(args.number_rows)?, &DataType::Utf8);
         let (locations, specs) = (texts(locations)?, texts(specs)?);
         let items = locations.as_string::<i32>().iter();

@@ -10,6 +10,8 @@ pub fn cluster(_: &Cluster) -> anyhow::Result<Exit> {
 
 #[cfg(feature = "distributed")]
 pub fn cluster(command: &Cluster) -> anyhow::Result<Exit> {
+    use std::net::IpAddr;
+
     use crate::cluster::executor::{self, ExecutorOptions};
     use crate::cluster::scheduler::{self, SchedulerOptions};
     use crate::cluster::{TlsFiles, parse_address};
@@ -43,13 +45,23 @@ pub fn cluster(command: &Cluster) -> anyhow::Result<Exit> {
                     format!("--bind {bind} is no name under which others can reach it; give one with --host");
                 return Err(UsageError(reason).into());
             }
+            let scheduler = parse_address(scheduler).map_err(UsageError)?;
+            let is_here = |host: &str| {
+                host == "localhost"
+                    || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            };
+            if bind.is_loopback() && host.is_none() && !is_here(&scheduler.0) {
+                let reason =
+                    format!("nobody reaches --bind {bind} from other machines; give an address of this one");
+                return Err(UsageError(reason).into());
+            }
             let cache = setup::cache_dir(cache.as_deref());
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             executor::run(&ExecutorOptions {
-                scheduler: parse_address(scheduler).map_err(UsageError)?,
+                scheduler,
                 bind: *bind,
                 port: *port,
-                host: host.clone().unwrap_or_else(|| bind.to_string()),
+                host: host.clone().unwrap_or_else(|| executor::in_url(*bind)),
                 tasks: usize::from(*tasks),
                 work: work.clone(),
                 runtime: embedders::Runtime {

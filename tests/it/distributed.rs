@@ -438,7 +438,7 @@ fn the_function_in_one_process_gives_the_same_rows() {
     let column: Arc<dyn datafusion::arrow::array::Array> = Arc::new(StringArray::from(locations));
     let pictures = RecordBatch::try_from_iter([("location", column)]).expect("a batch");
     context.register_batch("pictures", pictures).expect("registered");
-    let query = format!("SELECT embed_image(location, '', '{}') FROM pictures", spec.to_text());
+    let query = format!("SELECT embed_image(location, '{}') FROM pictures", spec.to_text());
     let runtime = imagedex::pipeline::async_runtime().expect("a runtime");
     let answer = runtime.block_on(async { context.sql(&query).await?.collect().await }).expect("an answer");
     let rows = from_array(answer[0].column(0)).expect("rows");
@@ -549,6 +549,49 @@ fn a_scheduler_that_is_killed_may_come_back() {
     // The executors have waited for it.
     cluster.start_scheduler();
     both.there().exits(0);
+    both.are_equal();
+}
+
+#[test]
+fn a_scheduler_that_comes_back_alone_is_not_waited_on_for_ever() {
+    let mut cluster = Cluster::start(1);
+    let both = Both::slow(32);
+    both.on(&cluster, "limit_seconds = 5\ntries = 100");
+    let run = both.start();
+    cluster.executors[0].wait_for("pictures in");
+    cluster.scheduler.as_mut().expect("it runs").process.kill();
+    cluster.executors.clear();
+    std::thread::sleep(Duration::from_secs(3));
+    cluster.start_scheduler();
+    let ended = said(run.wait_with_output().expect("it ends")).exits(4);
+    ended.complains("no executor of df://127.0.0.1").complains("lower extract.part");
+}
+
+#[test]
+fn an_executor_whose_answers_cannot_be_fetched_is_an_error_of_its_own() {
+    // It listens at 127.0.0.1 alone.
+    let executor = ["--host", "127.0.0.2"].map(str::to_owned).to_vec();
+    let cluster = Cluster::start_as(1, How { executor, ..How::default() });
+    let both = Both::quick(3);
+    both.on(&cluster, "");
+    both.there().exits(4).complains("no answer of an executor of df://127.0.0.1").complains("--host");
+}
+
+#[test]
+fn an_executor_that_is_asked_to_end_does_so_though_there_is_work() {
+    let mut cluster = Cluster::start(2);
+    let both = Both::slow(48);
+    both.on(&cluster, "");
+    let mut run = both.start();
+    cluster.executors[0].wait_for("pictures to do");
+    cluster.executors[0].signal("-TERM");
+    let asked = Instant::now();
+    while cluster.executors[0].is_alive() {
+        assert!(asked.elapsed() < PATIENCE, "it goes on: {}", cluster.executors[0].log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(run.try_wait().expect("its state").is_none(), "it ended when there was no work left");
+    said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 48");
     both.are_equal();
 }
 
@@ -709,6 +752,8 @@ fn members_that_speak_tls_believe_those_of_their_authority_alone() {
     both.there().exits(4).complains("does not answer");
     both.on(&cluster, &settings.replace("key.pem", "none.pem"));
     both.there().exits(2).complains("none.pem");
+    both.on(&cluster, &settings.replace(&file(&ours, "key.pem"), &file(&theirs, "key.pem")));
+    both.there().exits(2).complains("not a certificate with its key");
 
     // An executor that does not speak it gets no work.
     let mut plain = program();
@@ -757,4 +802,7 @@ fn members_say_why_they_cannot_start() {
     imagedex(alone).exits(4).complains("scheduler df://127.0.0.1:9 does not answer");
     imagedex(["cluster", "executor", "127.0.0.1:9"]).exits(2).complains("df://host:50050");
     imagedex(["cluster", "executor", "df://127.0.0.1:9", "--bind", "0.0.0.0"]).exits(2).complains("--host");
+    imagedex(["cluster", "executor", "df://10.0.0.1:9"])
+        .exits(2)
+        .complains("nobody reaches --bind 127.0.0.1");
 }

@@ -180,6 +180,7 @@ fn samples() -> BTreeMap<&'static str, anyhow::Error> {
         ClusterError {
             Scheduler { address: s(), reason: s() }
             NoExecutor { address: s(), seconds: 1 }
+            NoAnswer { address: s(), reason: s() }
             Refused { executor: s(), reason: s() }
             Unlike { executor: s(), picture: s(), reason: s() }
             Part { first: s(), last: s(), tries: 1, reason: s() }

@@ -358,7 +358,7 @@ mod tests {
         assert!(!version("9.2.8").takes_base64() && version("9.2.8").hides_vectors());
         assert!(!version("8.19.0-SNAPSHOT").hides_vectors() && version("8.19.0").prunes_sparse());
         assert!(!version("9.0.0").prunes_sparse() && version("10.0.1").prunes_sparse());
-        let rescore = |text: &str, oversample| version(text).rescores(oversample);
+        let rescore = |text: &'static str, oversample| version(text).rescores(oversample);
         assert!(!rescore("8.17.9", 3.0) && rescore("8.18.0", 3.0) && rescore("9.0.0", 3.0));
         assert!(
             !rescore("8.18.9", 0.0)

@@ -50,6 +50,14 @@ pub trait Content: Read + Seek {}
 impl<T: Read + Seek> Content for T {}
 
 impl Source {
+    /// The store and bucket of an object, such as `s3://shop`.
+    pub fn bucket(&self) -> Option<String> {
+        match self {
+            Source::Object(Object { url, .. }) => Some(format!("{}://{}", url.scheme.name(), url.bucket)),
+            _ => None,
+        }
+    }
+
     /// What a person names: a path, or a URL.
     pub fn of(path: &Path) -> Source {
         match ObjectUrl::of(path) {
