@@ -26,7 +26,7 @@ WITH_FEATURES := LIBRARY_PATH="$(OPENBLAS)$${LIBRARY_PATH:+:$$LIBRARY_PATH}" CMA
 	fmt fmt-check lint docs deny advisories sbom asan fuzz bench bench-instructions setup-valgrind bench-peers bench-peers-build bench-peers-embed bench-peers-decode bench-peers-features bench-peers-limits bench-peers-es profile-load bench-es-latency bench-es-sizing bench-many-files bench-evaluate bench-search bench-start memory profile recall recall-10k recall-full sweep near-duplicates completions ci clean distclean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 index: setup ## build, set up, then index and evaluate the sample pictures
 	$(IMAGEDEX) run pipelines/quickstart.toml

@@ -68,7 +68,7 @@ pub enum Command {
     Cluster(Cluster),
     /// Check inputs, model, runtime, engine, permissions and versions before a run
     Doctor(Pipeline),
-    /// How many processors, disks and nodes a gallery of some size takes, from what was measured
+    /// How many processors, disks and nodes a gallery of some size takes, from what was measured of VGG16 and Elasticsearch
     Plan(Plan),
     /// The original's index.py: a folder of pictures → one HDF5 file
     Index(Index),
@@ -246,9 +246,9 @@ pub enum Cluster {
         /// Where the scheduler is
         #[arg(value_name = "df://HOST:PORT")]
         scheduler: String,
-        /// The address at which answers can be fetched
-        #[arg(long, default_value = "127.0.0.1")]
-        bind: IpAddr,
+        /// The address at which answers can be fetched; default: 127.0.0.1, where the scheduler is on this machine
+        #[arg(long)]
+        bind: Option<IpAddr>,
         #[arg(long, default_value_t = DEFAULT_PORT + 1)]
         port: u16,
         /// The name under which others reach it; default: the address
@@ -316,7 +316,7 @@ pub struct Plan {
     /// How many searches a second
     #[arg(long, value_name = "N", value_parser = wish::rate)]
     pub queries_per_second: f64,
-    /// Numbers of a vector; figures were measured with 512
+    /// Numbers of a vector; figures were measured with the 512 of VGG16
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub dimensions: u32,
     /// How Elasticsearch keeps the vectors; several, parted by commas, are set side by side
@@ -328,7 +328,7 @@ pub struct Plan {
         default_value = "exact,int8_hnsw,bbq_hnsw"
     )]
     pub index_options: Vec<IndexOption>,
-    /// What vectors are computed with
+    /// What VGG16 computes vectors with; no other model was measured
     #[arg(long, value_enum, default_value_t = Precision::Int8)]
     pub precision: Precision,
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]

@@ -83,6 +83,15 @@ impl Driver {
         Ok(Driver { cluster, config, handle, spec: text, dim: spec.model.dim, described })
     }
 
+    /// Whether the scheduler answers; if not, why.
+    ///
+    /// # Errors
+    /// The files of TLS.
+    pub fn look(config: &ClusterConfig, handle: &Handle) -> Result<Result<(), String>, ClusterError> {
+        let cluster = Cluster::new(config)?;
+        Ok(handle.block_on(cluster.look()))
+    }
+
     /// What computes, in one line.
     pub fn describe(&self) -> String {
         self.described.clone()
@@ -129,7 +138,7 @@ impl Driver {
 /// Parts in flight, and parts whose rows may be in memory at a time: as configured, or fewer where a budget leaves rows less room.
 fn room(config: &ClusterConfig, shares: Shares, dim: usize) -> (usize, usize) {
     let in_flight = config.in_flight;
-    if shares == Shares::default() {
+    if shares.rows >= Shares::default().rows {
         return (in_flight, AHEAD * in_flight);
     }
     let most = (shares.rows(dim) / config.part).max(2);
@@ -313,14 +322,13 @@ impl Work<'_> {
         chunks: &mut Chunks<E, C>,
     ) -> Result<Option<ClusterError>, E> {
         while self.handed_over < self.parts.len() && !stop.load(Ordering::Relaxed) {
-            self.keep_busy();
-            let handle = self.driver.handle.clone();
-            let event = handle.block_on(async { tokio::time::timeout(TICK, self.receive.recv()).await });
-            let taken = match event {
-                Ok(Some((index, query, answer))) => self.take(index, query, answer),
-                _ => Ok(()),
-            };
-            if let Err(error) = taken.and_then(|()| self.look_after()) {
+            // First what came while rows were committed: of a part that is done nothing more is sent.
+            let mut going = self.take_all(Duration::ZERO);
+            if going.is_ok() {
+                self.keep_busy();
+                going = self.take_all(TICK).and_then(|()| self.look_after());
+            }
+            if let Err(error) = going {
                 return Ok(Some(error));
             }
             while self.handed_over < self.parts.len() && !self.parts[self.handed_over].is_open() {
@@ -329,6 +337,18 @@ impl Work<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Takes all that came, after waiting for the first of it for so long.
+    fn take_all(&mut self, wait: Duration) -> Result<(), ClusterError> {
+        let handle = self.driver.handle.clone();
+        let first = handle.block_on(async { tokio::time::timeout(wait, self.receive.recv()).await });
+        let mut next = first.ok().flatten();
+        while let Some((index, query, answer)) = next {
+            self.take(index, query, answer)?;
+            next = self.receive.try_recv().ok();
+        }
+        Ok(())
     }
 
     /// Sends new parts, and where there are none to send, the late ones again.
@@ -340,13 +360,16 @@ impl Work<'_> {
             self.send(self.next, Duration::ZERO);
             self.next += 1;
         }
-        if new > 0 || self.times.is_empty() {
+        if new > 0 {
             return;
         }
         let mut times = self.times.clone();
         times.sort_by(f64::total_cmp);
-        // Twice the usual, and a second for what is not the pictures' doing.
-        let usual = Duration::from_secs_f64(2.0 * times[times.len() / 2] + 1.0);
+        let usual = match times.get(times.len() / 2) {
+            // Twice the usual, and a second for what is not the pictures' doing.
+            Some(median) => Duration::from_secs_f64(2.0 * median + 1.0),
+            None => self.driver.config.limit / 4,
+        };
         if open >= self.in_flight && self.last_answer.elapsed() < usual {
             return;
         }
@@ -492,6 +515,12 @@ impl Work<'_> {
                 Look::Good => {}
                 Look::Compared => self.trusted.extend(pair),
                 Look::Gone(reason) => *row = Row::failed(&row.executor, "read", "unreadable", reason),
+                Look::Unread(reason) => {
+                    let (executor, picture) = (&row.executor, &seen.image.id);
+                    let reason =
+                        format!("executor {executor} read {picture}, which cannot be read here: {reason}");
+                    return Err(Bad::Part(reason));
+                }
                 Look::Unlike(reason) => {
                     let (executor, picture) = (row.executor.clone(), seen.image.id.clone());
                     return Err(Bad::Picture(ClusterError::Unlike { executor, picture, reason }));
@@ -577,6 +606,8 @@ enum Look {
     Gone(String),
     /// The executor sees another picture, or none: why.
     Unlike(String),
+    /// The executor read it, and whether it is the same cannot be told: why.
+    Unread(String),
 }
 
 /// Compares the bytes that an executor read with those that are here. Where they differ, this machine looks again: the file may have
@@ -596,9 +627,7 @@ fn look(row: &Row, seen: &Seen, trusted: bool) -> Look {
         // What stands at its place in an archive that has changed is not this picture.
         (Err(error), Source::Member { .. }) => return Look::Gone(error.to_string()),
         // Nothing to compare with, and nothing known: another look may do.
-        (Err(error), _) if !is_known && row.sha256.is_some() => {
-            return Look::Unlike(format!("it was read there, and here not: {error}"));
-        }
+        (Err(error), _) if !is_known && row.sha256.is_some() => return Look::Unread(error.to_string()),
         (Err(_), _) => return Look::Good,
     };
     match &row.sha256 {
@@ -714,8 +743,9 @@ mod tests {
             tls: None,
         };
         assert_eq!(room(&config, Shares::default(), 512), (16, 64));
-        // 2,560 bytes a row: 10 parts, and of the smallest budget no part; two keep a cluster busy.
-        let shares = |rows| Shares { rows, ..Shares::default() };
+        // 2,560 bytes a row: 10 parts, and of the smallest budget no part; two keep a cluster busy. As much as is ever given is no bound.
+        let shares = |rows| Shares { rows, decoding: Some(1 << 30), ..Shares::default() };
+        assert_eq!(room(&config, shares(Shares::default().rows), 512), (16, 64));
         assert_eq!(room(&config, shares(10 * 256 * 2_560), 512), (10, 10));
         assert_eq!(room(&config, shares(1 << 20), 512), (2, 2));
         assert_eq!(room(&ClusterConfig { in_flight: 4, ..config }, shares(10 * 256 * 2_560), 512), (4, 10));
@@ -783,6 +813,6 @@ mod tests {
         assert!(matches!(look(&answer(Some(&others)), &bytes("ours"), true), Look::Good));
         assert!(matches!(look(&answer(None), &bytes("ours"), true), Look::Unlike(_)));
         let here_not = seen(Source::File("/nowhere/1.png".into()), "");
-        assert!(matches!(look(&answer(Some(&ours)), &here_not, false), Look::Unlike(_)));
+        assert!(matches!(look(&answer(Some(&ours)), &here_not, false), Look::Unread(_)));
     }
 }

@@ -110,8 +110,9 @@ pub fn run(options: &ExecutorOptions) -> anyhow::Result<()> {
     let ended = runtime.block_on(async {
         tokio::select! {
             ended = start_executor_process(Arc::new(config)) => Some(ended),
-            // By then Ballista has told the scheduler, which gives its tasks to others. It would go on as long as it gets new ones.
-            () = async { asked_to_end().await; tokio::time::sleep(Duration::from_secs(2)).await } => None,
+            // By then Ballista has told the scheduler, which gives its tasks to others. It would go on asking for new ones: the sooner it ends,
+            // the fewer it has, which wait until the scheduler takes it for lost.
+            () = async { asked_to_end().await; tokio::time::sleep(Duration::from_millis(500)).await } => None,
         }
     });
     let Some(ended) = ended else {

@@ -82,6 +82,11 @@ impl Cluster {
         })
     }
 
+    /// Whether the scheduler answers; if not, why.
+    pub async fn look(&self) -> std::result::Result<(), String> {
+        connect(&self.url, self.tls.as_ref()).await.map(drop)
+    }
+
     /// Waits until no query is at the cluster any more, for `most` at most: else the next run would wait for the work of this one.
     pub async fn settle(&self, most: Duration) {
         let started = Instant::now();
@@ -96,6 +101,8 @@ impl Cluster {
         wanted: Vec<Wanted>,
         spec: Arc<str>,
     ) -> std::result::Result<BTreeMap<u64, Row>, Trouble> {
+        // A scheduler that hangs is known in seconds so; the query would wait for much longer.
+        self.look().await.map_err(Trouble::Away)?;
         let failed = |error: &dyn std::fmt::Display| error.to_string().replace('\n', " ");
         let plan = query(&self.function, &wanted, &spec).map_err(|error| Trouble::Failed(failed(&error)))?;
         let ballista = self.context.copied_config().ballista_config();

@@ -50,10 +50,10 @@ pub enum ClusterError {
          they are at work, lower extract.part or raise extract.limit_seconds; then run again"
     )]
     NoExecutor { address: String, seconds: u64 },
-    /// The scheduler is there, and some executor too, but its answer cannot be fetched. It is fetched from the executor itself.
+    /// The scheduler is there, and some executor too, but the question failed, or its answer cannot be fetched. It is fetched from the executor
+    /// itself. Its own messages, and the scheduler's, say more.
     #[error(
-        "no answer of an executor of {address} can be had: {reason}; each executor must be reachable from here under its --host and \
-         --port"
+        "no answer of an executor of {address} can be had: {reason}; if it cannot be reached from here, correct its --host and --port"
     )]
     NoAnswer { address: String, reason: String },
     /// It has another program, model file or runtime than this machine, whose vectors would not compare. Make it the same there.
@@ -124,7 +124,9 @@ impl ClusterConfig {
 pub fn parse_address(text: &str) -> Result<(String, u16), String> {
     let wrong = || format!("`{text}` is not of the form df://host:50050");
     let url = url::Url::parse(text).map_err(|_| wrong())?;
-    let is_bare = matches!(url.path(), "" | "/") && url.query().is_none() && url.username().is_empty();
+    // Escapes stand for what no host has.
+    let is_bare =
+        matches!(url.path(), "" | "/") && !text.contains(['?', '#', '@', '%']) && url.port() != Some(0);
     match url.host_str().filter(|host| url.scheme() == "df" && is_bare && !host.is_empty()) {
         Some(host) => Ok((host.to_owned(), url.port().unwrap_or(DEFAULT_PORT))),
         None => Err(wrong()),

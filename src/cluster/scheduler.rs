@@ -78,7 +78,10 @@ async fn serve(options: &SchedulerOptions, tls: Option<Tls>) -> anyhow::Result<(
         create_scheduler::<LogicalPlanNode, PhysicalPlanNode>(cluster, Arc::new(config)).await
     };
     let scheduler = started.await.map_err(|error| failed(error.to_string()))?;
-    let mut server = Server::builder();
+    // Whoever vanished would stay connected for ever.
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(60)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)));
     if let Some(tls) = &tls {
         server = server.tls_config(tls.server()).map_err(|error| failed(super::job::whole(&error)))?;
     }

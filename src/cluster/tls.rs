@@ -14,6 +14,9 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server,
 use super::job::whole;
 use super::{ClusterError, TlsFiles};
 
+/// How long whoever connects waits for anything at all.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Certificates and key, read.
 #[derive(Clone)]
 pub struct Tls {
@@ -51,7 +54,9 @@ impl Tls {
     }
 
     fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new().ca_certificate(self.ca.clone()).identity(self.identity.clone())
+        let config = ClientTlsConfig::new().ca_certificate(self.ca.clone()).identity(self.identity.clone());
+        // Of the handshake, which is no part of connecting to Tonic.
+        config.timeout(PATIENCE)
     }
 }
 
@@ -67,7 +72,6 @@ pub fn warn_of_strangers(bind: IpAddr, tls: Option<&Tls>) {
 /// What each connection is made with, whoever makes it. Whoever is gone without a word, as after a power cut, is noticed within half a
 /// minute. Requests are answered at once, or that they are under way: their time ends with the first byte.
 pub fn endpoint(tls: Option<&Tls>) -> EndpointOverrideFn {
-    const PATIENCE: Duration = Duration::from_secs(20);
     let tls = tls.map(Tls::client);
     Arc::new(move |endpoint: Endpoint| {
         let endpoint = match &tls {
@@ -81,6 +85,7 @@ pub fn endpoint(tls: Option<&Tls>) -> EndpointOverrideFn {
             .connect_timeout(PATIENCE)
             .timeout(PATIENCE)
             .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(60)))
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(PATIENCE)
             .keep_alive_while_idle(true))

@@ -152,12 +152,13 @@ impl Worker {
                 if batch.pictures.is_empty() {
                     continue;
                 }
-                let working = Instant::now();
-                let vectors = {
+                let (vectors, worked) = {
                     let mut embedder = opened.embedder.lock().unwrap_or_else(PoisonError::into_inner);
-                    embedder.embed(batch).map_err(|error| error.to_string())?
+                    let working = Instant::now();
+                    let vectors = embedder.embed(batch).map_err(|error| error.to_string())?;
+                    (vectors, working.elapsed())
                 };
-                let seconds = working.elapsed().as_secs_f64() / vectors.len() as f64;
+                let seconds = worked.as_secs_f64() / vectors.len() as f64;
                 self.note(vectors, seconds, &opened.described, &mut rows);
             }
             Ok::<(), String>(())

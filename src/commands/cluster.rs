@@ -10,7 +10,7 @@ pub fn cluster(_: &Cluster) -> anyhow::Result<Exit> {
 
 #[cfg(feature = "distributed")]
 pub fn cluster(command: &Cluster) -> anyhow::Result<Exit> {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, Ipv4Addr};
 
     use crate::cluster::executor::{self, ExecutorOptions};
     use crate::cluster::scheduler::{self, SchedulerOptions};
@@ -40,28 +40,32 @@ pub fn cluster(command: &Cluster) -> anyhow::Result<Exit> {
             patience,
             tls,
         } => {
+            let usage = |reason: String| anyhow::Error::from(UsageError(reason));
+            let scheduler = parse_address(scheduler).map_err(usage)?;
+            let is_here = scheduler.0.eq_ignore_ascii_case("localhost")
+                || scheduler.0.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+            if bind.is_none() && !is_here {
+                let reason =
+                    format!("{} is another machine; give the address of this one with --bind", scheduler.0);
+                return Err(usage(reason));
+            }
+            let bind = bind.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
             if bind.is_unspecified() && host.is_none() {
                 let reason =
                     format!("--bind {bind} is no name under which others can reach it; give one with --host");
-                return Err(UsageError(reason).into());
+                return Err(usage(reason));
             }
-            let scheduler = parse_address(scheduler).map_err(UsageError)?;
-            let is_here = |host: &str| {
-                host == "localhost"
-                    || host.trim_matches(['[', ']']).parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
-            };
-            if bind.is_loopback() && host.is_none() && !is_here(&scheduler.0) {
-                let reason =
-                    format!("nobody reaches --bind {bind} from other machines; give an address of this one");
-                return Err(UsageError(reason).into());
+            let host = host.clone().unwrap_or_else(|| executor::in_url(bind));
+            if url::Host::parse(&host).is_err() {
+                return Err(usage(format!("--host {host:?} is neither a name nor an address")));
             }
             let cache = setup::cache_dir(cache.as_deref());
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             executor::run(&ExecutorOptions {
                 scheduler,
-                bind: *bind,
+                bind,
                 port: *port,
-                host: host.clone().unwrap_or_else(|| executor::in_url(*bind)),
+                host,
                 tasks: usize::from(*tasks),
                 work: work.clone(),
                 runtime: embedders::Runtime {

@@ -1,6 +1,7 @@
 //! `imagedex plan`: what a gallery of some size would take. No pipeline, no server: figures and arithmetic.
 
 use std::fmt::Write;
+use std::iter;
 
 use crate::cli::Plan as Args;
 use crate::exit::Exit;
@@ -40,7 +41,7 @@ fn table(plan: &Plan) -> String {
     let wish = &plan.wish;
     let mut text = format!(
         "{} pictures of {} numbers, {} queries/s, replicas: {}; nodes of {} cores, {} memory, {} disk\n",
-        grouped(wish.pictures),
+        grouped(wish.pictures, 0),
         wish.dimensions,
         wish.queries_per_second,
         wish.replicas,
@@ -49,7 +50,7 @@ fn table(plan: &Plan) -> String {
         amount(wish.disk_per_node, "B"),
     );
     let mut sources = Vec::new();
-    let head = format!("extract, {}", wish.precision);
+    let head = format!("extract, {} {}", plan.model, wish.precision);
     text += &block(&head, &[("", &plan.extract)], &mut sources);
     let options: Vec<_> =
         plan.search.iter().map(|search| (search.index_option.name(), &search.lines[..])).collect();
@@ -62,20 +63,16 @@ fn table(plan: &Plan) -> String {
     text
 }
 
-/// Lists of the same lines side by side, each list below its name.
+/// Lists of the same lines side by side, each list below its name; columns as wide as what stands in them.
 fn block<'a>(head: &str, columns: &[(&str, &'a [Line])], sources: &mut Vec<&'a str>) -> String {
-    let mut text = format!("\n{head:<52}");
-    for (name, _) in columns {
-        let _ = write!(text, "{name:>16}");
-    }
-    text = format!("{}\n", text.trim_end());
+    let names = columns.iter().map(|(name, _)| (*name).to_owned());
+    let mut rows: Vec<Vec<String>> = vec![iter::once(head.to_owned()).chain(names).collect()];
     for (i, line) in columns[0].1.iter().enumerate() {
-        let _ = write!(text, "  {:<50}", line.what);
-        let mut numbers = Vec::new();
-        let mut bases = Vec::new();
+        let mut row = vec![format!("  {}", line.what)];
+        let (mut bases, mut numbers) = (Vec::new(), Vec::new());
         for (_, lines) in columns {
             let line = &lines[i];
-            let _ = write!(text, "{:>16}", amount(line.value, line.unit));
+            row.push(amount(line.value, line.unit));
             let number = number_of(sources, &line.source).to_string();
             for (list, word) in [(&mut numbers, number), (&mut bases, line.basis.to_string())] {
                 if !list.contains(&word) {
@@ -83,10 +80,22 @@ fn block<'a>(head: &str, columns: &[(&str, &'a [Line])], sources: &mut Vec<&'a s
                 }
             }
         }
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "  {} [{}]", bases.join(", "), numbers.join(", "));
+        row.push(format!("{} [{}]", bases.join(", "), numbers.join(", ")));
+        rows.push(row);
     }
-    text
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..=columns.len()).map(width).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let mut line = format!("\n{:<1$}", row[0], widths[0]);
+        // What is known of a line is the last, and ends where it ends.
+        for (cell, width) in row[1..].iter().zip(widths[1..].iter().chain([&0])) {
+            // Writing to a string cannot fail.
+            let _ = write!(line, "  {cell:>width$}");
+        }
+        text += line.trim_end_matches(' ');
+    }
+    text + "\n"
 }
 
 /// The number under which a source is listed, from 1.
@@ -100,12 +109,12 @@ fn number_of<'a>(sources: &mut Vec<&'a str>, source: &'a str) -> usize {
 
 /// A number with its unit, bytes in the unit that suits them.
 fn amount(value: f64, unit: &str) -> String {
-    let number = if value >= 100.0 || value == value.trunc() {
-        grouped(value)
-    } else if value >= 1.0 {
-        format!("{value:.1}")
-    } else {
-        format!("{value:.3}")
+    let number = match value {
+        _ if value >= 100.0 || value == value.trunc() => grouped(value, 0),
+        _ if value >= 1.0 => grouped(value, 1),
+        // A share.
+        _ if unit.is_empty() => format!("{value:.3}"),
+        _ => plan::two_digits(value).to_string(),
     };
     match unit {
         "B" => {
@@ -117,7 +126,7 @@ fn amount(value: f64, unit: &str) -> String {
                 .find(|(_, factor)| value >= 10.0 * factor || value >= *factor && *factor > 1e3);
             unit.map_or_else(
                 || format!("{number} B"),
-                |(name, factor)| format!("{:.1} {name}", value / factor),
+                |(name, factor)| format!("{} {name}", grouped(value / factor, 1)),
             )
         }
         "" => number,
@@ -125,17 +134,18 @@ fn amount(value: f64, unit: &str) -> String {
     }
 }
 
-/// A whole number, its thousands parted by commas.
-fn grouped(value: f64) -> String {
-    let digits = format!("{value:.0}");
+/// A number with so many decimals, its thousands parted by commas.
+fn grouped(value: f64, decimals: usize) -> String {
+    let digits = format!("{value:.decimals$}");
+    let whole = digits.find('.').unwrap_or(digits.len());
     let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+    for (i, digit) in digits[..whole].chars().enumerate() {
+        if i > 0 && (whole - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);
     }
-    text
+    text + &digits[whole..]
 }
 
 #[cfg(test)]
@@ -148,7 +158,10 @@ mod tests {
             (4_693.4, "B", "4,693 B"),
             (469_340_000_000.0, "B", "469.3 GB"),
             (1.5e15, "B", "1.5 PB"),
+            (59_999_880.3e15, "B", "59,999,880.3 PB"),
             (0.664, "", "0.664"),
+            (0.85, "core-ms", "0.85 core-ms"),
+            (0.000_123, "cores", "0.00012 cores"),
             (12.0, "nodes", "12 nodes"),
             (3.25, "core-ms", "3.2 core-ms"),
             (1_234_567.0, "core-h", "1,234,567 core-h"),

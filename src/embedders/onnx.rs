@@ -152,6 +152,10 @@ fn openvino(precision: Precision, runtime: &Runtime) -> ep::OpenVINO {
         "INFERENCE_NUM_THREADS": runtime.threads.to_string(),
         "NUM_STREAMS": "1",
     });
+    if runtime.threads < std::thread::available_parallelism().map_or(1, usize::from) {
+        // Pinned, the threads of each process on a machine are on its first cores: two with one thread each share a core.
+        device["ENABLE_CPU_PINNING"] = json!("NO");
+    }
     if let Some(cache) = &runtime.cache {
         device["CACHE_DIR"] = json!(cache);
     }

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod serve;
 mod verify;
@@ -500,6 +500,7 @@ impl<'a> Run<'a> {
         let mut stages = StageClock::default();
         let mut ledger = Ledger::open(self.config.memory)?;
         let spec = self.model_spec()?;
+        self.look_for_cluster()?;
         let scan = stages.time("scan", || self.scan())?;
         let (scanned, found, skipped) = (scan.scanned(), scan.images.len(), scan.skipped);
         stages.count(scanned, found);
@@ -566,6 +567,7 @@ impl<'a> Run<'a> {
                 store = store.within(shares);
                 let options = self.picture_options(&spec, shares);
                 let new = unread_objects(&plan.embed_new);
+                let (mut kept, mut pause) = (Instant::now(), Duration::from_secs(60));
                 for (images, is_new) in [(&plan.embed_new, true), (&plan.embed_changed, false)] {
                     let started = Instant::now();
                     let done = work.embed(images, &options, &STOP, |chunk, runtime| {
@@ -583,8 +585,21 @@ impl<'a> Run<'a> {
                                 known.note(object, &picture.sha256);
                             }
                         }
+                        // For a run that is killed; seldom enough to take a twentieth of the time at most.
+                        if !new.is_empty() && kept.elapsed() > pause {
+                            let started = Instant::now();
+                            self.keep_known(&known)?;
+                            (kept, pause) = (Instant::now(), pause.max(20 * started.elapsed()));
+                        }
                         self.push(&store)
-                    })?;
+                    });
+                    // What is stored was read: the next run need not fetch it again, whatever ended this one.
+                    if done.is_err()
+                        && let Err(error) = self.keep_known(&known)
+                    {
+                        tracing::warn!("objects will be read again: {error:#}");
+                    }
+                    let done = done?;
                     stages.embedded(images.len(), &done, started);
                     embedded += done.pictures;
                     if done.failures.iter().any(|failure| failure.stage == "read") {

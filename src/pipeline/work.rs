@@ -23,6 +23,18 @@ pub(super) enum Work {
 }
 
 impl Run<'_> {
+    /// Certificates that cannot be read, and a scheduler that is not there, are said before hours of work. The scheduler may come by the time
+    /// that it is needed, if it is.
+    pub(super) fn look_for_cluster(&self) -> anyhow::Result<()> {
+        #[cfg(feature = "distributed")]
+        if let Some(cluster) = &self.config.cluster
+            && let Err(reason) = Driver::look(cluster, self.runtime.handle())?
+        {
+            tracing::warn!("scheduler {} does not answer yet: {reason}", cluster.address());
+        }
+        Ok(())
+    }
+
     /// Opens the model here, or asks a cluster whether it has it.
     pub(super) fn start_work(&self, spec: &ModelSpec) -> anyhow::Result<Work> {
         #[cfg(feature = "distributed")]

@@ -14,7 +14,9 @@ use serde::Serialize;
 use figures::{Figure, Figures};
 use wish::{IndexOption, Wish};
 
-/// The vectors that were measured have so many numbers.
+/// Whose extract and vectors were measured; no other model's were.
+const MODEL: &str = "VGG16";
+/// They have so many numbers.
 const MEASURED_DIMENSIONS: f64 = 512.0;
 
 /// Cores are planned to be busy for half of the time: beyond, queries wait for one another.
@@ -44,6 +46,12 @@ const SEGMENT_BYTES: f64 = 0.75 * 5.0 * GIB;
 
 /// While a load waits for its promotion there are three indices: the new one, the live one, and the one kept to go back to.
 const INDICES: f64 = 3.0;
+
+/// The server refuses an index with which there would be more shards than so many for each node: `cluster.max_shards_per_node`.
+const SHARDS_A_NODE: f64 = 1000.0;
+
+/// Bytes for each object of a bucket in all runs but the first, which knows none yet: `docs/sizing.md` counts them.
+const LISTED_OBJECT_BYTES: f64 = 950.0;
 
 /// Searches ask for the ten nearest.
 const NEAREST: f64 = 10.0;
@@ -93,6 +101,9 @@ pub struct Line {
     pub name: &'static str,
     /// The same in words.
     pub what: String,
+    /// Where it was measured, if each of several machines has such a line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
     pub value: f64,
     /// `B`, `core-h`, `core-ms`, `cores`, `nodes`, …
     pub unit: &'static str,
@@ -105,6 +116,8 @@ pub struct Line {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     pub wish: Wish,
+    /// Whose extract is priced.
+    pub model: &'static str,
     /// Pictures to feature table.
     pub extract: Vec<Line>,
     /// The table in Elasticsearch, by each index option.
@@ -130,6 +143,7 @@ pub fn plan(wish: &Wish, figures: &Figures) -> anyhow::Result<Plan> {
         .map(|option| Ok(Search { index_option: *option, lines: search(wish, *option, figures)? }));
     Ok(Plan {
         wish: wish.clone(),
+        model: MODEL,
         extract: extract(wish, figures)?,
         search: search.collect::<anyhow::Result<_>>()?,
     })
@@ -137,7 +151,11 @@ pub fn plan(wish: &Wish, figures: &Figures) -> anyhow::Result<Plan> {
 
 /// The lines of a plan so far. Each is given once, and its value goes on into the next.
 #[derive(Default)]
-struct Lines(Vec<Line>);
+struct Lines {
+    lines: Vec<Line>,
+    /// Of those to come.
+    machine: Option<String>,
+}
 
 impl Lines {
     fn add(
@@ -149,7 +167,8 @@ impl Lines {
         basis: Basis,
         source: &str,
     ) -> f64 {
-        self.0.push(Line { name, what: what.to_owned(), value, unit, basis, source: source.to_owned() });
+        let (what, machine, source) = (what.to_owned(), self.machine.clone(), source.to_owned());
+        self.lines.push(Line { name, what, machine, value, unit, basis, source });
         value
     }
 }
@@ -159,6 +178,7 @@ fn extract(wish: &Wish, figures: &Figures) -> anyhow::Result<Vec<Line>> {
     let (n, mut lines) = (wish.pictures, Lines::default());
     for figure in figures.all("extract.cpu", wish.precision.name()) {
         let (machine, source) = (&figure.setting, &figure.source);
+        lines.machine = Some(machine.clone());
         lines.add(
             "core_ms_a_picture",
             &format!("a picture, on an {machine}"),
@@ -185,13 +205,16 @@ fn extract(wish: &Wish, figures: &Figures) -> anyhow::Result<Vec<Line>> {
             source,
         );
     }
+    lines.machine = None;
     let table = figures.largest("table.bytes", "-", "-")?;
-    let bytes = table.value * n * f64::from(wish.dimensions) / MEASURED_DIMENSIONS;
+    let bytes = table.value * n * times(wish.dimensions);
     lines.add("table_bytes", "feature table, on disk", bytes, "B", Proportional, &table.source);
     let source = "what the budget of a run counts for each picture (docs/memory.md)";
     let list = crate::pipeline::LISTED_BYTES as f64 * n;
-    lines.add("list_bytes", "list of pictures, in memory", list, "B", Proportional, source);
-    Ok(lines.0)
+    lines.add("list_bytes", "list of a folder's pictures, in memory", list, "B", Proportional, source);
+    let source = "in a later run, with URLs, ETags and hashes of the run before (docs/sizing.md)";
+    lines.add("list_bytes_objects", "  of a bucket's", LISTED_OBJECT_BYTES * n, "B", Reasoned, source);
+    Ok(lines.lines)
 }
 
 fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result<Vec<Line>> {
@@ -200,7 +223,7 @@ fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result
 
     let document = Document::of(option, wish.dimensions, figures)?;
     let source = &document.source;
-    let basis = if f64::from(wish.dimensions) == MEASURED_DIMENSIONS { Measured } else { Proportional };
+    let basis = if is_measured(wish.dimensions) { Measured } else { Proportional };
     lines.add("disk_a_document", "disk, a document", document.disk, "B", basis, source);
     let primary =
         lines.add("disk_primary", "  all documents, once", document.disk * n, "B", Proportional, source);
@@ -255,22 +278,22 @@ fn search(wish: &Wish, option: IndexOption, figures: &Figures) -> anyhow::Result
     let by_disk = (by_disk * copies).ceil();
     let why = "all copies, while a load waits, in what is filled of a node's disk";
     let by_disk = lines.add("nodes_by_disk", "nodes by disk", by_disk, "nodes", Reasoned, why);
-    let why = "the most of the three, one for each copy; one to spare where there are replicas; of several at least 3, to elect a master";
-    let nodes = nodes(by_memory.max(by_disk).max(by_cores), copies);
+    let by_shards = (shards * copies * INDICES / SHARDS_A_NODE).ceil();
+    let limit =
+        "all copies, while a load waits: the server allows 1,000 for each node (cluster.max_shards_per_node)";
+    let by_shards = lines.add("nodes_by_shards", "nodes by shards", by_shards, "nodes", Reasoned, limit);
+    let why = "the most of the four, one for each copy; one to spare where there are replicas; of several at least 3, to elect a master";
+    let nodes = nodes(by_memory.max(by_disk).max(by_shards).max(by_cores), copies);
     lines.add("nodes", "nodes", nodes, "nodes", Reasoned, why);
 
     let load = figures.largest("load.cpu", document.key, "until merges rest")?;
-    // The server merges graphs again and again: that grows faster than the documents do.
-    let basis = if option == IndexOption::Exact { Proportional } else { Reasoned };
-    lines.add(
-        "load_core_hours",
-        "load, the server's part",
-        load.value * n / 3.6e6,
-        "core-h",
-        basis,
-        &load.source,
-    );
-    Ok(lines.0)
+    // The server merges graphs again and again: that grows faster than the documents do. And not all of a load is vectors.
+    let is_proportional = option == IndexOption::Exact && is_measured(wish.dimensions);
+    let basis = if is_proportional { Proportional } else { Reasoned };
+    let hours = load.value * n * times(wish.dimensions) / 3.6e6;
+    let source = source_of(load, wish.dimensions);
+    lines.add("load_core_hours", "load, the server's part", hours, "core-h", basis, &source);
+    Ok(lines.lines)
 }
 
 /// The lines of searches. The cores they take.
@@ -300,7 +323,7 @@ fn searches(
     let advice =
         "each shard reads three times ten vectors as they are, from disk unless they happen to be cached";
     lines.add("rescoring_reads", "  vectors read to rescore them", reads, "reads/s", Reasoned, advice);
-    let (found, basis, source) = recall(option, figures)?;
+    let (found, basis, source) = recall(option, wish.dimensions, figures)?;
     let what = format!("  of the ten nearest, found among {} thousand", found.documents / 1e3);
     lines.add("recall", &what, found.value, "", basis, &source);
     Ok(cores)
@@ -328,8 +351,7 @@ impl Document {
         let key = if option == IndexOption::Exact { "none" } else { option.name() };
         let of = |name, setting| anyhow::Ok(figures.largest(name, key, setting)?.value);
         // Vectors grow with their numbers; a graph, and what else is known of a picture, does not.
-        let times = f64::from(dimensions) / MEASURED_DIMENSIONS;
-        let growth = |bytes: f64, fixed: f64| (bytes - fixed) * (times - 1.0);
+        let growth = |bytes: f64, fixed: f64| (bytes - fixed) * (times(dimensions) - 1.0);
         let store = figures.largest("disk.store", key, "primary")?;
         let exact = of("disk.exact", "field embedding")?;
         let disk =
@@ -362,7 +384,7 @@ fn query(
     dimensions: u32,
     figures: &Figures,
 ) -> anyhow::Result<(f64, Basis, String)> {
-    let times = f64::from(dimensions) / MEASURED_DIMENSIONS;
+    let times = times(dimensions);
     // To be read, parsed and answered: that costs as much whatever is searched.
     let answering = figures.largest("query.cpu", "-", "ten documents")?.value;
     let Some(setting) = setting(option) else {
@@ -382,21 +404,42 @@ fn query(
     Ok((answering + comparing, Basis::Reasoned, one.source.clone()))
 }
 
+/// How many times the numbers of a measured vector.
+fn times(dimensions: u32) -> f64 {
+    f64::from(dimensions) / MEASURED_DIMENSIONS
+}
+
+fn is_measured(dimensions: u32) -> bool {
+    times(dimensions) == 1.0
+}
+
+/// The source of a figure that other vectors may change otherwise than in proportion.
+fn source_of(figure: &Figure, dimensions: u32) -> String {
+    let other = if is_measured(dimensions) { "" } else { "; measured with 512 numbers" };
+    format!("{}{other}", figure.source)
+}
+
 /// The number to two digits.
-fn two_digits(value: f64) -> f64 {
+pub fn two_digits(value: f64) -> f64 {
     format!("{value:.1e}").parse().unwrap_or(value)
 }
 
 /// What share of the ten nearest a search was measured to find among real pictures, how it is known, and its source.
-fn recall(option: IndexOption, figures: &Figures) -> anyhow::Result<(&Figure, Basis, String)> {
+fn recall(
+    option: IndexOption,
+    dimensions: u32,
+    figures: &Figures,
+) -> anyhow::Result<(&Figure, Basis, String)> {
     Ok(match setting(option) {
         Some(setting) => {
             let found = figures.largest("knn.recall", option.name(), setting)?;
-            (found, Basis::Measured, found.source.clone())
+            let basis = if is_measured(dimensions) { Basis::Measured } else { Basis::Reasoned };
+            (found, basis, source_of(found, dimensions))
         }
         None => {
             let flat = figures.largest("knn.recall", "flat", CANDIDATES)?;
-            (flat, Basis::Reasoned, format!("every document is compared, as by `flat`: {}", flat.source))
+            let source = source_of(flat, dimensions);
+            (flat, Basis::Reasoned, format!("every document is compared, as by `flat`: {source}"))
         }
     })
 }
@@ -478,6 +521,7 @@ mod tests {
         close(extract, "node_hours", 62.5);
         close(extract, "table_bytes", 2e11);
         close(extract, "list_bytes", 6e10);
+        close(extract, "list_bytes_objects", 9.5e10);
         close(search, "disk_primary", 5e11);
         // 496 B of the vector and 96 of the graph.
         close(search, "memory_primary", 592.0 * 1e8);
@@ -502,21 +546,50 @@ mod tests {
         // 118.4 GB in 27.2 GB a node; 3 TB in 1.785 TB; and one to spare.
         close(search, "nodes_by_memory", 5.0);
         close(search, "nodes_by_disk", 2.0);
+        close(search, "nodes_by_shards", 1.0);
         close(search, "nodes", 6.0);
         close(search, "load_core_hours", 1e8 / 3.6e6);
 
         // Half the numbers: of a document 1,500 + 1,200 + 2,000 B grow with them, and 480 of the page cache's 592; and all of the
-        // feature table.
+        // feature table and of the load.
         let made = plan(&Wish { dimensions: 256, ..wish.clone() }, &figures).expect("all there");
         close(&made.search[0].lines, "disk_a_document", 5000.0 - 4700.0 / 2.0);
         close(&made.search[0].lines, "memory_a_document", 592.0 - 480.0 / 2.0);
         close(&made.extract, "table_bytes", 1e11);
+        close(&made.search[0].lines, "load_core_hours", 1e8 / 3.6e6 / 2.0);
+
+        // 50 PB are 1,000,000 shards, in two copies of three indices.
+        let (memory_per_node, disk_per_node) = (1e15, 1e15);
+        let huge =
+            Wish { pictures: 1e13, queries_per_second: 1.0, memory_per_node, disk_per_node, ..wish.clone() };
+        let made = plan(&huge, &figures).expect("all there");
+        close(&made.search[0].lines, "nodes_by_shards", 6_000.0);
+        close(&made.search[0].lines, "nodes", 6_001.0);
 
         // 75,000 cores of 16: ten shards go round once each has 469 copies.
         let made = plan(&Wish { queries_per_second: 250_000.0, ..wish }, &figures).expect("all there");
         close(&made.search[0].lines, "nodes_by_cores", 4_688.0);
         close(&made.search[0].lines, "copies", 469.0);
         close(&made.search[0].lines, "disk_all", 469.0 * 5e11);
+    }
+
+    #[test]
+    fn of_vectors_that_were_not_measured_less_is_known() {
+        for (dimensions, is_measured) in [(512, true), (768, false)] {
+            let made = plan(&Wish { dimensions, ..wish(1e6) }, &shipped()).expect("plan");
+            for Search { index_option, lines } in &made.search {
+                let line = |name| lines.iter().find(|line: &&Line| line.name == name).expect(name);
+                for name in ["recall", "load_core_hours"] {
+                    let line = line(name);
+                    assert_eq!(line.source.contains("measured with 512"), !is_measured, "{line:?}");
+                    assert!(is_measured || line.basis == Basis::Reasoned, "{line:?}");
+                }
+                let is_exact = *index_option == IndexOption::Exact;
+                let (found, load) = (line("recall").basis, line("load_core_hours").basis);
+                assert_eq!(found == Basis::Measured, is_measured && !is_exact, "{index_option:?}");
+                assert_eq!(load == Basis::Proportional, is_measured && is_exact, "{index_option:?}");
+            }
+        }
     }
 
     #[test]
@@ -595,24 +668,25 @@ mod tests {
             }
         }
 
-        /// Each node has a shard, but for the one to spare and the third of a quorum.
+        /// Each node has a shard, but for the one to spare and the third of a quorum; and none more than the server allows.
         #[test]
         fn a_plan_can_be_placed(
-            pictures in 1u64..10_000_000_000,
+            pictures in 1u64..1_000_000_000_000,
             queries_per_second in 1e-3..1e6,
             replicas in 0u32..=10,
-            memory_per_node in 1e9..1e12,
-            disk_per_node in 1e9..1e14,
+            memory_per_node in 1e9..1e15,
+            disk_per_node in 1e9..1e15,
         ) {
             let wish = Wish { queries_per_second, replicas, memory_per_node, disk_per_node, ..wish(pictures as f64) };
             for Search { lines, .. } in plan(&wish, &shipped()).expect("plan").search {
                 let value = |name| value(&lines, name);
                 let placed = value("shards") * value("copies");
-                for name in ["nodes_by_cores", "nodes_by_memory", "nodes_by_disk", "copies"] {
+                for name in ["nodes_by_cores", "nodes_by_memory", "nodes_by_disk", "nodes_by_shards", "copies"] {
                     prop_assert!(value(name) <= placed, "{}: {:?}", name, lines);
                 }
                 prop_assert!(value("nodes") <= (placed + 1.0).max(QUORUM), "{:?}", lines);
                 prop_assert!(value("copies") <= value("nodes"), "{:?}", lines);
+                prop_assert!(placed * INDICES <= value("nodes") * SHARDS_A_NODE, "{:?}", lines);
             }
         }
     }

@@ -556,7 +556,7 @@ fn a_scheduler_that_is_killed_may_come_back() {
 fn a_scheduler_that_comes_back_alone_is_not_waited_on_for_ever() {
     let mut cluster = Cluster::start(1);
     let both = Both::slow(32);
-    both.on(&cluster, "limit_seconds = 5\ntries = 100");
+    both.on(&cluster, "limit_seconds = 60\ntries = 100");
     let run = both.start();
     cluster.executors[0].wait_for("pictures in");
     cluster.scheduler.as_mut().expect("it runs").process.kill();
@@ -580,7 +580,7 @@ fn an_executor_whose_answers_cannot_be_fetched_is_an_error_of_its_own() {
 #[test]
 fn an_executor_that_is_asked_to_end_does_so_though_there_is_work() {
     let mut cluster = Cluster::start(2);
-    let both = Both::slow(48);
+    let both = Both::slow(120);
     both.on(&cluster, "");
     let mut run = both.start();
     cluster.executors[0].wait_for("pictures to do");
@@ -591,8 +591,24 @@ fn an_executor_that_is_asked_to_end_does_so_though_there_is_work() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(run.try_wait().expect("its state").is_none(), "it ended when there was no work left");
-    said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 48");
+    said(run.wait_with_output().expect("it ends")).exits(0).says("embedded 120");
     both.are_equal();
+}
+
+#[test]
+fn a_scheduler_that_stands_still_is_one_that_does_not_answer() {
+    let mut cluster = Cluster::start(1);
+    let both = Both::slow(60);
+    both.on(&cluster, "");
+    let run = both.start();
+    cluster.executors[0].wait_for("pictures in");
+    let scheduler = cluster.scheduler.as_ref().expect("it runs");
+    scheduler.signal("-STOP");
+    let asked = Instant::now();
+    let ended = said(run.wait_with_output().expect("it ends")).exits(4);
+    scheduler.signal("-CONT");
+    ended.complains("scheduler df://127.0.0.1").complains("does not answer");
+    assert!(asked.elapsed() < PATIENCE, "long before extract.limit_seconds");
 }
 
 #[test]
@@ -802,7 +818,9 @@ fn members_say_why_they_cannot_start() {
     imagedex(alone).exits(4).complains("scheduler df://127.0.0.1:9 does not answer");
     imagedex(["cluster", "executor", "127.0.0.1:9"]).exits(2).complains("df://host:50050");
     imagedex(["cluster", "executor", "df://127.0.0.1:9", "--bind", "0.0.0.0"]).exits(2).complains("--host");
-    imagedex(["cluster", "executor", "df://10.0.0.1:9"])
-        .exits(2)
-        .complains("nobody reaches --bind 127.0.0.1");
+    imagedex(["cluster", "executor", "df://10.0.0.1:9"]).exits(2).complains("with --bind");
+    for host in ["", "a b", "http://ten:1"] {
+        let alone = ["cluster", "executor", "df://127.0.0.1:9", "--host", host];
+        imagedex(alone).exits(2).complains("is neither a name nor an address");
+    }
 }

@@ -1,5 +1,7 @@
 //! `imagedex plan`, as a person and a program see it.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use crate::support::{Said, imagedex};
@@ -15,6 +17,7 @@ fn each_line_of_the_table_names_its_basis_and_its_sources() {
     let said = plan(&USUAL)
         .exits(0)
         .says("100,000,000 pictures")
+        .says("extract, VGG16 int8")
         .says("make bench-es-sizing")
         .says("make bench-peers-embed");
     let head = said.out.lines().find(|line| line.starts_with("search in Elasticsearch")).expect("a heading");
@@ -32,12 +35,32 @@ fn each_line_of_the_table_names_its_basis_and_its_sources() {
 }
 
 #[test]
+fn however_large_the_numbers_columns_stay_apart() {
+    let options = "exact,hnsw,int8_hnsw,int4_hnsw,bbq_hnsw";
+    let said =
+        plan(&["--pictures", "1e12", "--queries-per-second", "1e7", "--index-options", options]).exits(0);
+    let (_, search) = said.out.split_once("search in Elasticsearch  ").expect("a heading");
+    let lines: Vec<&str> = search.lines().skip(1).take_while(|line| !line.is_empty()).collect();
+    assert!(lines.len() > 20, "{}", said.out);
+    for line in lines {
+        let cells = line.split("  ").filter(|cell| !cell.trim().is_empty()).count();
+        assert_eq!(cells, 1 + options.split(',').count() + 1, "{line}");
+    }
+}
+
+#[test]
 fn the_json_says_the_same_and_adds_up() {
     let args =
         ["--json", "--replicas", "2", "--index-options", "hnsw,bbq_hnsw,hnsw", "--memory-per-node", "128GB"];
     let said = plan(&[&USUAL[..], &args].concat()).exits(0);
     let plan: Value = serde_json::from_str(&said.out).expect("JSON");
-    assert_eq!(plan["wish"]["pictures"], 1e8);
+    assert_eq!((&plan["wish"]["pictures"], &plan["model"]), (&1e8.into(), &"VGG16".into()));
+    let mut lines = HashSet::new();
+    for line in plan["extract"].as_array().expect("a list") {
+        let (name, machine) = (&line["name"], &line["machine"]);
+        assert_eq!(machine.is_string(), line["unit"] != "B", "{line}");
+        assert!(lines.insert((name.to_string(), machine.to_string())), "{line}");
+    }
     let options: Vec<&Value> = plan["search"].as_array().expect("a list").iter().collect();
     let names: Vec<&Value> = options.iter().map(|option| &option["index_option"]).collect();
     assert_eq!(names, ["hnsw", "bbq_hnsw"]);
@@ -55,8 +78,8 @@ fn the_json_says_the_same_and_adds_up() {
         close(value("heap"), 31.0 * 1024.0f64.powi(3));
         close(value("cache"), (128e9 - value("heap")) * 0.85);
         close(value("cores"), value("core_ms_a_query") / 1e3 * 50.0 / 0.5);
-        let most =
-            ["nodes_by_memory", "nodes_by_disk", "nodes_by_cores"].map(value).into_iter().fold(0.0, f64::max);
+        let by = ["nodes_by_memory", "nodes_by_disk", "nodes_by_shards", "nodes_by_cores"];
+        let most = by.map(value).into_iter().fold(0.0, f64::max);
         assert_eq!(value("copies"), 3.0);
         assert_eq!(value("nodes"), (most + 1.0).max(3.0));
         assert_eq!(value("nodes_by_cores"), (value("cores") / 16.0).ceil());

@@ -130,6 +130,23 @@ impl ElasticConfig {
                     format!("{} has no approximate search by l1; the exact arm has it", self.product);
                 return Some(("knn.metric", reason));
             }
+            let (options, graph) =
+                (knn.options(self.product), [("knn.m", knn.m), ("knn.ef_construction", knn.ef_construction)]);
+            if !INDEX_OPTIONS.contains(&options) {
+                let reason = format!("`{options}` is not one of {}", INDEX_OPTIONS.join(", "));
+                return Some(("knn.index_options", reason));
+            }
+            for ((field, value), most) in graph.into_iter().zip([512, 3_200]) {
+                match value {
+                    Some(_) if !options.ends_with("hnsw") => {
+                        return Some((field, format!("`{options}` has no graph")));
+                    }
+                    Some(value) if !(2..=most).contains(&value) => {
+                        return Some((field, format!("{value} is not between 2 and {most}")));
+                    }
+                    _ => {}
+                }
+            }
             if let Some(oversample) = knn.oversample {
                 if oversample != 0.0 && !(1.0..=100.0).contains(&oversample) {
                     return Some((
@@ -170,11 +187,15 @@ impl ElasticConfig {
     }
 }
 
+/// Ways to index a `dense_vector`, of Elasticsearch 9.
+const INDEX_OPTIONS: [&str; 9] =
+    ["hnsw", "int8_hnsw", "int4_hnsw", "bbq_hnsw", "bbq_disk", "flat", "int8_flat", "int4_flat", "bbq_flat"];
+
 /// Approximate search.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KnnConfig {
-    /// `hnsw`, `int8_hnsw`, `int4_hnsw`, `bbq_hnsw`, `flat`, `int8_flat`, `int4_flat`, `bbq_flat`: what the server takes. Without
+    /// `hnsw`, `int8_hnsw`, `int4_hnsw`, `bbq_hnsw`, `bbq_disk` (not under the free licence), `flat`, `int8_flat`, `int4_flat`, `bbq_flat`. Without
     /// it `int8_hnsw`; in OpenSearch `hnsw`, the only one.
     pub index_options: Option<String>,
     /// The field's similarity: `cosine`, `l2`, or `dot_product` (of vectors of any length).
@@ -401,6 +422,25 @@ mod tests {
         ] {
             assert_eq!(fault(config).as_deref(), key);
         }
+    }
+
+    #[test]
+    fn a_graph_has_a_known_kind_and_size() {
+        let fault = |index_options: &str, m, ef_construction| {
+            let index_options = Some(index_options.to_owned());
+            let knn = KnnConfig { index_options, m, ef_construction, ..KnnConfig::default() };
+            let config = ElasticConfig { alias: "a".to_owned(), knn: Some(knn), ..ElasticConfig::default() };
+            config.check().err().map(|(key, _)| key.replace("load.elasticsearch.knn.", ""))
+        };
+        assert_eq!(fault("hnsw", Some(16), Some(100)), None);
+        assert_eq!(fault("bbq_disk", None, None), None);
+        for options in ["foo", "", "int8"] {
+            assert_eq!(fault(options, None, None).as_deref(), Some("index_options"));
+        }
+        assert_eq!(fault("hnsw", Some(0), None).as_deref(), Some("m"));
+        assert_eq!(fault("hnsw", Some(100_000), None).as_deref(), Some("m"));
+        assert_eq!(fault("int8_hnsw", None, Some(0)).as_deref(), Some("ef_construction"));
+        assert_eq!(fault("int8_flat", Some(16), None).as_deref(), Some("m"));
     }
 
     #[test]

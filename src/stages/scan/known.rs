@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use datafusion::arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt64Array};
 use datafusion::arrow::datatypes::UInt64Type;
+use datafusion::arrow::error::ArrowError;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
@@ -17,6 +18,9 @@ use super::source::Object;
 use super::{Seen, Source};
 use crate::panics;
 use crate::stages::store::{NewFile, StoreError, writer_properties};
+
+/// Rows written at a time; an array of texts holds 2 GiB.
+const ROWS: usize = 1 << 18;
 
 /// Hashes by URL.
 #[derive(Debug, Default)]
@@ -90,24 +94,32 @@ impl Known {
     pub fn write(&self, path: &Path) -> Result<(), StoreError> {
         let mut rows: Vec<_> = self.0.iter().collect();
         rows.sort_by_key(|(url, _)| *url);
-        let text = |get: fn(&Entry) -> &str| -> ArrayRef {
-            Arc::new(StringArray::from_iter_values(rows.iter().map(|(_, entry)| get(entry))))
+        let failed = |error: ArrowError| StoreError::Failed {
+            path: path.display().to_string(),
+            reason: error.to_string(),
         };
-        let columns: [(&str, ArrayRef); 4] = [
-            ("url", Arc::new(StringArray::from_iter_values(rows.iter().map(|(url, _)| url)))),
-            ("e_tag", text(|entry| &entry.e_tag)),
-            ("size", Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, entry)| entry.size)))),
-            ("sha256", text(|entry| &entry.sha256)),
-        ];
-        let failed = |reason: String| StoreError::Failed { path: path.display().to_string(), reason };
-        let rows = RecordBatch::try_from_iter(columns).map_err(|error| failed(error.to_string()))?;
         let writing = |error| StoreError::writing(path, &error);
         let file = NewFile::create(path)?;
-        let mut writer =
-            ArrowWriter::try_new(file, rows.schema(), Some(writer_properties())).map_err(writing)?;
-        writer.write(&rows).map_err(writing)?;
+        let schema = batch(&[]).map_err(failed)?.schema();
+        let mut writer = ArrowWriter::try_new(file, schema, Some(writer_properties())).map_err(writing)?;
+        for rows in rows.chunks(ROWS) {
+            writer.write(&batch(rows).map_err(failed)?).map_err(writing)?;
+        }
         writer.into_inner().map_err(writing)?.finish()
     }
+}
+
+fn batch(rows: &[(&String, &Entry)]) -> Result<RecordBatch, ArrowError> {
+    let text = |get: fn(&Entry) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(rows.iter().map(|(_, entry)| get(entry))))
+    };
+    let columns: [(&str, ArrayRef); 4] = [
+        ("url", Arc::new(StringArray::from_iter_values(rows.iter().map(|(url, _)| url)))),
+        ("e_tag", text(|entry| &entry.e_tag)),
+        ("size", Arc::new(UInt64Array::from_iter_values(rows.iter().map(|(_, entry)| entry.size)))),
+        ("sha256", text(|entry| &entry.sha256)),
+    ];
+    RecordBatch::try_from_iter(columns)
 }
 
 fn rows(path: &Path) -> Result<Known, String> {
@@ -157,6 +169,14 @@ mod tests {
         ] {
             assert_eq!(known.hash(&other), None, "{other:?}");
         }
+        let mut many = Known::default();
+        let places: Vec<Object> = (0..2 * ROWS + 1)
+            .map(|i| Object { url: object.url.join(&i.to_string()), ..object.clone() })
+            .collect();
+        places.iter().for_each(|place| many.note(place, "abc"));
+        many.write(&file).expect("written");
+        let many = Known::read(&file);
+        assert!(places.iter().all(|place| many.hash(place).is_some()), "more than are written at a time");
         std::fs::write(&file, b"PAR1 and no more").expect("writable");
         assert_eq!(Known::read(&file).hash(&object), None, "a damaged file costs time alone");
     }

@@ -12,6 +12,7 @@ use datafusion::arrow::array::{
 };
 use datafusion::arrow::compute::cast;
 use datafusion::arrow::datatypes::DataType;
+use datafusion::datasource::MemTable;
 
 use super::rewrite::Op;
 use super::write::now_us;
@@ -264,7 +265,9 @@ impl FeatureStore {
         }
         let context = self.context().await?;
         let ops = op_rows(reuse, delete, &self.provenance.fingerprint);
-        context.register_batch("ops", ops).map_err(|error| StoreError::datafusion(self.dir(), error))?;
+        let failed = |error| StoreError::datafusion(self.dir(), error);
+        let ops = MemTable::try_new(ops[0].schema(), vec![ops]).map_err(failed)?;
+        context.register_table("ops", Arc::new(ops)).map_err(failed)?;
         if !reuse.is_empty() {
             let lost = self.collect(context.sql(LOST_SOURCES).await).await?;
             if let Some((split, id)) = lost.iter().find_map(super::first_key) {
@@ -316,8 +319,15 @@ pub(super) fn text(rows: &RecordBatch, column: usize) -> Result<StringArray, Sto
     Ok(column.as_string::<i32>().clone())
 }
 
-/// One row for each copy and each deletion; `source_*` and `sha256` are null for a deletion.
-fn op_rows(reuse: &[Reuse], delete: &[(Split, String)], fingerprint: &str) -> RecordBatch {
+/// One row for each copy and each deletion; `source_*` and `sha256` are null for a deletion. Not all in one batch: an array of texts holds
+/// 2 GiB.
+fn op_rows(reuse: &[Reuse], delete: &[(Split, String)], fingerprint: &str) -> Vec<RecordBatch> {
+    const ROWS: usize = 1 << 18;
+    let copies = reuse.chunks(ROWS).map(|reuse| op_batch(reuse, &[], fingerprint));
+    copies.chain(delete.chunks(ROWS).map(|delete| op_batch(&[], delete, fingerprint))).collect()
+}
+
+fn op_batch(reuse: &[Reuse], delete: &[(Split, String)], fingerprint: &str) -> RecordBatch {
     let rows = reuse.len() + delete.len();
     let copies = |get: fn(&Reuse) -> Option<&str>| -> ArrayRef {
         Arc::new(StringArray::from_iter(reuse.iter().map(get).chain(delete.iter().map(|_| None))))
