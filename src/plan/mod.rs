@@ -50,9 +50,6 @@ const INDICES: f64 = 3.0;
 /// The server refuses an index with which there would be more shards than so many for each node: `cluster.max_shards_per_node`.
 const SHARDS_A_NODE: f64 = 1000.0;
 
-/// Bytes for each object of a bucket in all runs but the first, which knows none yet: `docs/sizing.md` counts them.
-const LISTED_OBJECT_BYTES: f64 = 950.0;
-
 /// Searches ask for the ten nearest.
 const NEAREST: f64 = 10.0;
 /// Those in a graph look at so many candidates in each shard.
@@ -213,7 +210,14 @@ fn extract(wish: &Wish, figures: &Figures) -> anyhow::Result<Vec<Line>> {
     let list = crate::pipeline::LISTED_BYTES as f64 * n;
     lines.add("list_bytes", "list of a folder's pictures, in memory", list, "B", Proportional, source);
     let source = "in a later run, with URLs, ETags and hashes of the run before (docs/sizing.md)";
-    lines.add("list_bytes_objects", "  of a bucket's", LISTED_OBJECT_BYTES * n, "B", Reasoned, source);
+    lines.add(
+        "list_bytes_objects",
+        "  of a bucket's",
+        crate::pipeline::LISTED_OBJECT_BYTES as f64 * n,
+        "B",
+        Reasoned,
+        source,
+    );
     Ok(lines.lines)
 }
 
