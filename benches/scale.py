@@ -76,8 +76,8 @@ def table_of(program, pipeline):
 class Bench:
     def __init__(self, program, folder, count, card, port):
         self.program, self.folder, self.port, self.count = program, folder, port, count
-        # As by default, or so many that there are some for each executor.
-        self.part = min(256, max(1, count // 24))
+        # As by default, or so many that there are some for each executor: whole batches, which the model takes eight pictures at a time.
+        self.part = min(256, 8 * max(1, count // 192))
         shutil.rmtree(folder, ignore_errors=True)
         for i in range(count):
             draw(folder / "gallery" / f"{i // 500:03}" / f"{i:06}.png", i)
